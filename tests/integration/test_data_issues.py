@@ -129,7 +129,12 @@ def test_a_wrong_drop_list_is_an_error_with_its_line(
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(("nowhere",), ("nowhere", "run of")), ((".",), ("config.yaml",)), ((".", "--folds", "1"), ("--folds 1", "2 or more"))],
+    [
+        (("nowhere",), ("nowhere", "run of")),
+        ((__file__,), ("is a file", "the folder of a run")),
+        ((".",), ("config.yaml",)),
+        ((".", "--folds", "1"), ("--folds 1", "2 or more")),
+    ],
 )
 def test_mistakes(
     words: tuple[str, ...],

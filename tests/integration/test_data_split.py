@@ -85,6 +85,34 @@ def test_folds_validate_each_image_once(photos: Path, tmp_path: Path) -> None:
         assert len(trained) + len(part) == sum(CLASSES.values())
 
 
+def test_a_class_of_fewer_images_than_folds_is_told(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """15 folds: each of the 11 foxes validates once, in folds that need not be the first."""
+    out = split(tmp_path / "out", photos / "all", "--folds", 15)
+    told = capsys.readouterr().out
+    lacking = [number for number in range(15) if all(row["label"] != 2 for row in rows(out / f"fold-{number}" / "val.jsonl"))]
+    assert len(lacking) == 4
+    assert tells(told, "warning: fox:", "15 folds", "fewer folds")
+    assert told.count("warning") == 1
+    split(tmp_path / "few", photos / "all", "--folds", 5)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_images_that_cannot_be_opened_are_told(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos / "all", folder)
+    (folder / "fox" / "3.png").write_bytes(b"no image")
+    split(tmp_path / "out", folder)
+    assert tells(capsys.readouterr().out, "warning: 1 image", "fox/3.png")
+
+
+def test_a_list_without_its_folder_is_an_error(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = tmp_path / "photos.csv"
+    shutil.copy(photos / "photos.csv", listed)
+    assert main(["data", "split", str(listed), "--out", str(tmp_path / "out")]) == 2
+    assert tells(capsys.readouterr().err, "photos.csv", "none of 61 images", "cat/0.png", "--image-dir")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_group_column_stays_in_one_part(photos: Path, tmp_path: Path, kind: str) -> None:
     listed = photos / "photos.csv"

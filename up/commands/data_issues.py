@@ -32,10 +32,11 @@ def main(words: list[str]) -> int:
     """Find label errors, write the report, and return the exit code."""
     arguments = parsed(words[2:])
     run, out = arguments.run, arguments.out or arguments.run / "issues"
-    expect_writable(out)
     from up.data_report.issues import issues_of, write_issues
-    from up.data_report.out_of_sample import of_folds, of_validation
+    from up.data_report.out_of_sample import config_of, of_folds, of_validation
 
+    config_of(run)
+    expect_writable(out)
     tell = partial(print, file=sys.stderr)
     found = of_folds(run, arguments.folds, out, tell) if arguments.folds else of_validation(run)
     report = issues_of(found)

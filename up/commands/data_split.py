@@ -41,7 +41,7 @@ def main(words: list[str]) -> int:
     groups = splits.splits[0].near_duplicates
     if groups:
         print(f"{count(len(groups), 'group')} of near duplicates ({sum(map(len, groups)):,} images), each in one part")
-    for warning in splits.splits[0].warnings(splits.class_names):
+    for warning in splits.warnings():
         print(f"warning: {warning}")
     print("to train with it, write:", *splits.yaml_lines(out), sep="\n")
     for folder in splits.folders[1:]:

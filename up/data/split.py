@@ -96,14 +96,17 @@ class Split:
         write_json(path, self.record(class_names))
 
     def warnings(self, class_names: Sequence[str] | None = None) -> list[str]:
-        """Describe probable mistakes in the data, a line each."""
+        """Describe probable mistakes in the data, a line each; of folds those that all of them share."""
         found = []
         for group in self.conflicts[:3]:
             shown = [f"{self.files[at]} ({', '.join(_named(self.labels[at], class_names))})" for at in group]
             found.append(f"the same image has two labels: {some_of(shown, 3)}. Correct one of them.")
         if len(self.conflicts) > 3:
             found.append(f"and {count(len(self.conflicts) - 3, 'other image')} with two labels.")
-        if self.not_validated:
+        if self.unreadable:
+            number, names = count(len(self.unreadable), "image"), some_of([self.files[at] for at in self.unreadable], 3)
+            found.append(f"{number} cannot be opened ({names}), so near duplicates of them are not found. Repair or remove them.")
+        if self.not_validated and not self.folds:
             classes = some_of(_named(self.not_validated, class_names), 5)
             found.append(f"{classes}: no two different images, so nothing validates the class. Add images.")
         if self.one_view:

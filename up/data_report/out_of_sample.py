@@ -61,7 +61,7 @@ def config_of(run: Path) -> Path:
     """Return the configuration of a run. Raises ``UserError`` for a folder that is not a run."""
     path = run / CONFIG
     if not path.is_file():
-        what = f"{run}: no such folder" if not run.exists() else f"{run}: contains no {CONFIG}"
+        what = f"{run}: contains no {CONFIG}" if run.is_dir() else f"{run}: {'is a file' if run.exists() else 'no such folder'}"
         raise UserError(what, expected="the folder of a run of `up train`")
     return path
 

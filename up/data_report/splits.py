@@ -16,7 +16,7 @@ from up.files import make_folder, write_text
 from up.tasks.cls.data.csv_table import column_in
 from up.tasks.cls.data.metas import MetaSource
 from up.tasks.cls.data.tables import kind_of_list
-from up.text import some_of, yaml_text
+from up.text import count, some_of, yaml_text
 from up.types import Json, Record
 
 
@@ -52,6 +52,16 @@ class Splits:
         if labels is None or labels.values.ndim == 1:
             return self.source.classes
         return classes_of_heads([int(largest) + 1 for largest in labels.values.max(axis=0, initial=-1)])
+
+    def warnings(self) -> list[str]:
+        """Describe probable mistakes in the data, a line each."""
+        found, names = self.splits[0].warnings(self.class_names), self.class_names
+        lacking = sorted({label for split in self.splits for label in split.not_validated})
+        if self.wanted.folds and lacking:
+            classes = some_of((str(label) if names is None else names[label] for label in lacking), 5)
+            told = f"fewer different images than the {self.wanted.folds} folds, so some folds do not validate the class"
+            found.append(f"{classes}: {told}. Use fewer folds, or add images.")
+        return found
 
     def files(self, out: Path) -> dict[Path, str]:
         """Return the text of every file in ``out``: lists of JSON lines, ``split.json``, and the names of classes."""
@@ -106,6 +116,10 @@ def drawn(path: Path, wanted: Wanted, image_dir: Path | None = None) -> Splits:
         splits = folds_of(names, labels, wanted.folds, wanted.seed, root=root, together=together)
     else:
         splits = [split_of(names, labels, wanted.share, wanted.seed, root=root, test=wanted.test, together=together)]
+    if len(splits[0].unreadable) == len(names):
+        what = f"{path}: none of {count(len(names), 'image')} can be opened, the first is {root / names[0]}"
+        relative = "Name the folder that the names are relative to: --image-dir FOLDER."
+        raise UserError(what, fix="Copy them again." if path.is_dir() else relative)
     return Splits(source, path, wanted, splits)
 
 
