@@ -69,7 +69,7 @@ For the installed version: `python -m up show components`, `show schema` (JSON S
 def page() -> str:
     """Return the text of docs/config.md."""
     tables = all_tables(find_task(TASK), [])
-    lines = [HEADER, "## Sections", ""]
+    lines = [HEADER, "", "## Sections", ""]
     lines += [" · ".join(f"[{name}](#{anchor_of_field(field)})" for name, field in fields_of(Config)), ""]
     for section in sections_below(Config):
         lines += section_lines(section)
@@ -99,7 +99,8 @@ def sections_below(section: type[Section]) -> list[type[Section]]:
 
 def fields_of(section: type[Section]) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in section.model_fields.items():
-        yield (f"{section.example_of(name)}*" if name in section.gathers else name), field
+        example = section.example_of(name) if name in section.gathers else ""
+        yield (f"{example}*" if example.islower() else example) or field.alias or name, field
 
 
 def meanings_of(section: type[Section]) -> Iterator[str]:
@@ -165,6 +166,8 @@ def table_lines(table: str, registry: Registry) -> Iterator[str]:
     for parts in families.values():
         if len(parts) > 1 or parts[0] not in small:
             yield from block_lines(parts)
+    if not [*registry]:
+        yield from ("None of its own: modules in `runtime.plugins` add them ([add_a_part.md](add_a_part.md)).", "")
     if registry.other_names():
         yield f"Those of other libraries go by the names that they have there; `python -m up show components {table}` lists them."
         yield ""

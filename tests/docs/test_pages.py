@@ -42,8 +42,12 @@ def test_the_reference_says_types_defaults_and_meanings() -> None:
         "| `batch_fn` | [batch_fn](#parts-batch_fn) part or null | null |",
         "| `betas` | [number ≥ 0, < 1, number ≥ 0, < 1] | `[0.9, 0.999]` |",
         "| `width` | whole number ≥ 1 | `64` |",
+        "| `from` | text or list of text or null | null |",
+        "| `objectives` | block of `max` or `min` | `{top1: max}` |",
     ):
         assert row in text
+    keys = re.findall(r"^\| `([^`]+)` \|", text.partition("## Parts")[0], re.MULTILINE)
+    assert all(key.rstrip("*").isidentifier() for key in keys)
     assert tells(text, "cls_loss", "[loss](#parts-loss", "**required**")
     assert tells(text, "num_classes", "derived", "dataset.train")
 

@@ -103,6 +103,42 @@ class TestComponents:
         assert tells(line, "table", "'los'", "'loss'")
 
 
+    def test_parts_of_the_plug_ins_of_a_file(
+        self, config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "c14_parts.py").write_text(
+            'from up.tasks.cls.model.losses import CrossEntropy\n\n\nclass Mine(CrossEntropy):\n    """My own loss."""\n\n\n'
+            'TABLES = {"loss": {"my_loss": "c14_parts:Mine"}}\n'
+        )
+        config["runtime"]["plugins"] = ["c14_parts"]
+        path = write(config)
+        assert "my_loss" in shown(capsys, "components", "loss", path)
+        schema = json.loads(shown(capsys, "schema", path))
+        assert "my_loss" in {entry["const"] for entry in schema["$defs"]["part.loss"]["properties"]["type"]["anyOf"] if "const" in entry}
+        assert "my_loss" not in shown(capsys, "components", "loss")
+
+    def test_a_table_without_parts(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert tells(shown(capsys, "components", "space"), "space", "runtime.plugins")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("schema", "loss"), ("schema", "'loss'")),
+        (("config", "FILE", "loss"), ("config", "'loss'")),
+        (("config", "FILE", "--task", "cls"), ("--task",)),
+        (("components", "loss", "FILE", "--task", "cls"), ("--task", "FILE")),
+        (("components", "loss", "-o", "trainer.max_epoch=3"), ("-o", "YAML")),
+    ],
+)
+def test_words_that_have_no_effect(
+    words: tuple[str, ...], said: tuple[str, ...], config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(config)
+    given, expected = ([path if word == "FILE" else word for word in each] for each in (words, said))
+    assert each_tells(refused(["show", *given], capsys, tmp_path), expected)
+
+
 class TestSchema:
     def test_knows_sections_and_parts(self, capsys: pytest.CaptureFixture[str]) -> None:
         schema = json.loads(shown(capsys, "schema"))

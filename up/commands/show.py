@@ -32,23 +32,39 @@ def main(words: list[str]) -> int:
         "tables",
         nargs="*",
         metavar="FILE.yaml | TABLE",
-        help="config: the YAML file; components: only these tables (backbone, head, loss, …)",
+        help="the YAML file, whose plug-ins count too; components: only these tables (backbone, head, loss, …)",
     )
-    parser.add_argument("--task", default="cls", help="components, schema: task whose parts are listed")
+    parser.add_argument("--task", help="components, schema: task whose parts are listed (default: that of the file, else cls)")
     parser.add_config(required=False, among="tables")
     arguments = parser.read(words[1:])
+    expect_used(parser, arguments)
     if arguments.what == "config":
         return show_config(arguments)
     from up.build.experiment import all_tables, find_task
     from up.schema.json_schema import config_schema
 
-    task = find_task(arguments.task)
-    tables = all_tables(task, [])
+    if arguments.config is None:
+        task = find_task(arguments.task or "cls")
+        tables = all_tables(task, [])
+    else:
+        experiment = load_checked(arguments.config, arguments.opts)
+        task, tables = experiment.task, dict(experiment.tables)
     if arguments.what == "schema":
         print(json.dumps(config_schema(tables, task.net_kinds), indent=2))
         return 0
     print_tables(*(part for name in chosen(arguments.tables, tables) for part in parts_of(name, tables[name])))
     return 0
+
+
+def expect_used(parser: CommandParser, arguments: argparse.Namespace) -> None:
+    """Exit with one line for arguments that would have no effect."""
+    what, config = arguments.what, arguments.config
+    if arguments.tables and what != "components":
+        parser.error(f"{what}: got {arguments.tables[0]!r}, expected {'a YAML file alone' if what == 'config' else 'no table'}")
+    if arguments.task and (config or what == "config"):
+        parser.error(f"--task has no effect: {config or 'the file'} names its task, runtime.task_names")
+    if arguments.opts and config is None:
+        parser.error("-o changes a YAML file, and none is given")
 
 
 def show_config(arguments: argparse.Namespace) -> int:
@@ -76,6 +92,9 @@ def parts_of(name: str, registry: Registry) -> Iterator[RenderableType]:
     from up.config.signature import signature_of
     from up.config.words import Words, description
 
+    if not [*registry]:
+        yield Text(f"{name}\nup has none of its own; modules in runtime.plugins add them\n")
+        return
     table = table_of("type", "kwargs", "description", title=name)
     for entry in registry:
         part = registry.get(entry)

@@ -73,8 +73,9 @@ class Section(BaseModel):
 
     @classmethod
     def example_of(cls, field: str) -> str:
-        """Return a key that ``field`` collects: ``teacher`` for ``teachers``."""
-        return cls.gathers[field].partition("\\")[0]
+        """Return a key that ``field`` collects: ``teacher`` for ``teachers``, ``NAME`` where keys have no beginning in common."""
+        beginning = cls.gathers[field].partition("\\")[0]
+        return beginning if beginning.isidentifier() else "NAME"
 
     @classmethod
     def known_keys(cls) -> list[str]:

@@ -22,6 +22,7 @@ _KINDS = {
         "a finite number": "finite_number",
         "true or false": "bool_type bool_parsing",
         "text": "string_type",
+        "a key that is text": "invalid_key",
         "text that is not empty": "string_too_short",
         "a list": "list_type tuple_type set_type sequence_type iterable_type sequence_str",
         "a block of keys": "dict_type mapping_type model_type model_attributes_type dataclass_type",

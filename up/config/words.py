@@ -95,7 +95,7 @@ class Words:
             return "null"
         if isinstance(value, Section) and type(value) is not Part:
             return "its defaults"
-        return "a block" if isinstance(value, Mapping) and value else self.code(_written(value))
+        return self.code(_written(value))
 
     def default_of(self, parameter: Parameter) -> str:
         """Write the default of an argument, or the origin of a derived one."""
@@ -145,6 +145,8 @@ def _written(value: object) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, Section):
         return str(getattr(value, "type", ""))
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_written(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list | tuple | set | frozenset):
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, float):

@@ -38,6 +38,7 @@ def test_long_values_are_cut() -> None:
 
 def test_expected() -> None:
     assert expected({"type": "int_type"}) == "a whole number"
+    assert expected({"type": "invalid_key"}) == "a key that is text"
     assert expected({"type": "less_than", "ctx": {"lt": 2**63}}) == "less than 9223372036854775808"
     assert expected({"type": "multiple_of", "ctx": {"multiple_of": 8}}) == "a multiple of 8"
     assert expected({"type": "literal_error", "ctx": {"expected": "'a', 'b' or 'c'"}}) == "one of a, b, c"
