@@ -179,6 +179,13 @@ class TestFlops:
         (line,) = refused(["flops", "-i", "3x0x32", "--config", path], capsys, tmp_path)
         assert tells(line, "--input-size", "'3x0x32'", "CxHxW", "3x224x224")
 
+    def test_without_data(self, config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        del config["dataset"]
+        path = write(config)
+        (line,) = refused(["flops", path], capsys, tmp_path)
+        assert tells(line, path, "dataset.test", "is missing")
+        assert main(["flops", "-i", "3x32x32", path]) == 0
+
     def test_asks_the_data_for_the_classes(self, config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
         del config["net"][1]["kwargs"]["num_classes"]
         assert main(["flops", "--config", write(config)]) == 0

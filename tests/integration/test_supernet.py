@@ -126,6 +126,11 @@ def test_the_network_that_darts_finds_is_like_any_other(config: Config, write: W
     assert checkpoint(tmp_path / "student")["step"] == 1
 
 
+def test_check_knows_that_cars_trains_one_path(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", write(search(config, "cars"))]) == 0
+    assert "got no gradient" not in capsys.readouterr().out
+
+
 def test_files_of_cars(config: Config, write: Write, tmp_path: Path) -> None:
     search(config, "cars")
     config["trainer"] |= {"max_epoch": 2, "is_eval": False}

@@ -66,7 +66,8 @@ def test_every_form_is_the_same_teacher(
     assert main(["to_onnx", *export, "--save-prefix", str(tmp_path / "teacher")]) == 0
     assert main(["to_kestrel", *export, "--save_to", str(tmp_path)]) == 0
     for file in (tmp_path / "teacher.onnx", *tmp_path.glob("*.tar")):
-        assert losses({**student, "teacher": str(file)}, write, tmp_path / "run") == pytest.approx(expected, abs=1e-4)
+        for form in (str(file), {"onnx": str(file)}):
+            assert losses({**student, "teacher": form}, write, tmp_path / "run") == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_best_weights_of_a_run_teach(student: Config, teacher: Path, write: Write, tmp_path: Path) -> None:

@@ -209,5 +209,5 @@ def check_backward(experiment: Experiment, net: Net, distillation: Distillation 
     if runner.loss_names:
         yield "its parts: " + ", ".join(f"{name} {float(output.shown()[name]):.3f}" for name in runner.loss_names)
     unused = [name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    if unused:
+    if unused and runner.trains_all_weights:
         yield f"note: {count(len(unused), 'parameter')} got no gradient, the first is {unused[0]}; freeze what is not used"

@@ -179,6 +179,8 @@ def preprocessing_of_images(experiment: Experiment) -> ImagePreprocessing | None
 def input_size_of(experiment: Experiment) -> Size:
     """Return height and width of the images, or an example of them. Raises ``ConfigError`` if images keep their own sizes."""
     spec = input_spec_of(experiment)
+    if spec is None and not any(getattr(experiment.config.dataset, source) for source in PHASES):
+        raise experiment.error("is missing: its transforms give the size of the images", key="dataset.test")
     if spec is None:
         what = "leaves every image its own size (expected torch_center_crop, or torch_resize with [height, width])"
         raise experiment.error(what, key="dataset.test.dataset.kwargs.transformer")

@@ -70,7 +70,7 @@ class DistillationTerm:
         """Say why two layers cannot be compared, and how to fix it."""
         fix = "Name layers that fit"
         if adapter is None:
-            fitting = [kind for kind in get_args(Adapter) if adapter_problem(kind, ours, theirs) is None]
+            fitting = [kind for kind in get_args(Adapter) if self._misfit(kind, ours, theirs)[0] is None]
             fix += f", or put an adapter between them (student: {{adapter: {fitting[0]}}})" if fitting else ""
             return self.loss.shape_problem(ours, theirs), "" if self.loss.of_logits else f"{fix}."
         if isinstance(self.loss, GKDLoss):

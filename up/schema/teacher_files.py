@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from up.config.nodes import load_nodes, parse_nodes
 from up.config.tree import Key, MappingNode, Mark, Node, ScalarNode, SequenceNode, empty, from_plain, is_null, to_plain
+from up.config.wording import unknown
 from up.errors import UserError
 from up.file_kinds import NAMES, kind_of
 from up.files import BEST, best_of_run, named_checkpoint
 from up.run_files import CONFIG
 from up.schema.legacy.keys import Found
-from up.schema.legacy.mimic import MODULE
 from up.schema.mimic import MimicJob, MimicSection
 from up.schema.sections import Config
 from up.types import Json, Kwargs
@@ -21,6 +21,8 @@ from up.types import Json, Kwargs
 TIMM = "timm:"
 FILE = "teacher_file"
 """The ``type`` of the one module of a teacher that is a graph, or that is missing."""
+MODULE = "logits"
+"""The name of this module, and so what ``mimic_name`` calls its logits."""
 LOGITS = "head.classifier"
 
 
@@ -33,7 +35,7 @@ class _Source(NamedTuple):
 
 
 def named_teachers(tree: MappingNode, found: Found) -> MappingNode:
-    """Replace a teacher that is a text, such as ``runs/big`` or ``timm:resnet50.a1_in1k``, by its net, weights and layer."""
+    """Replace a teacher that is a text (``runs/big``, ``timm:resnet50``) or ``{onnx: big.tar}`` by its net, weights and layer."""
     for key, node in tree.entries.items():
         if Config.gathered_in(key) != "teachers":
             continue
@@ -41,6 +43,12 @@ def named_teachers(tree: MappingNode, found: Found) -> MappingNode:
             if isinstance(node, ScalarNode) and isinstance(node.value, str):
                 source = source_of(node.value)
                 tree = tree.with_entry(key, from_plain(source.net, node.mark))
+            elif isinstance(node, MappingNode):
+                _expect_onnx(key, node, found)
+                if node.get("onnx") is None:
+                    continue
+                source = _Source([], layer=MODULE)
+                tree = tree.with_entry(key, _net_of_file(node.entries["onnx"], node.key_marks["onnx"]))
             elif isinstance(node, SequenceNode) and (name := _pretrained(node)) and not _has_weights(tree, key):
                 first = node.items[0]
                 assert isinstance(first, MappingNode)
@@ -54,6 +62,21 @@ def named_teachers(tree: MappingNode, found: Found) -> MappingNode:
             continue
         tree = _with_defaults(tree, key, source, node.mark)
     return tree
+
+
+def _expect_onnx(teacher: Key, node: MappingNode, found: Found) -> None:
+    """Report the keys of ``teacher: {onnx: model.tar}`` beside ``onnx``."""
+    for key in node.entries:
+        if key != "onnx":
+            what = unknown(str(teacher), str(key), ["onnx"])
+            found.problem(node.key_marks[key], what, key=f"{teacher}.{key}", about_key=True)
+
+
+def _net_of_file(file: Node, mark: Mark) -> SequenceNode:
+    """Return the net of ``{onnx: file}``, whose one module is the file."""
+    kwargs = empty(mark).with_entry("file", file, mark)
+    entries: dict[Key, Node] = {"name": ScalarNode(MODULE, mark), "type": ScalarNode("onnx", mark), "kwargs": kwargs}
+    return SequenceNode((MappingNode(entries, dict.fromkeys(entries, mark), mark),), mark)
 
 
 def source_of(name: str) -> _Source:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.harness.facts import facts
 from tests.harness.nets import batch_of, net_of
-from up.distill.losses import DKD, GKDLoss, KDLoss, L2Loss
+from up.distill.losses import DKD, AttentionTransfer, GKDLoss, KDLoss, L2Loss
 from up.distill.terms import ACTIVATIONS, DistillationTerm, DistillationTerms, HookedStudent, Pair
 from up.errors import UserError
 from up.models.feature_hooks import FeatureHooks
@@ -102,6 +102,8 @@ def test_layers_without_gradient_are_refused() -> None:
         (L2Loss(), None, (2, 8), (2, 16), ["l2_loss", "adapter: linear"]),
         (L2Loss(), "conv1x1", (2, 8, 4, 4), (2, 16, 2, 2), ["conv1x1", "height and width", "Name layers that fit."]),
         (L2Loss(), None, (2, 8, 4, 4), (2, 9), ["l2_loss", "Name layers that fit."]),
+        (GKDLoss(), None, (2, 8), (2, 9), ["gkd_loss", "Name layers that fit."]),
+        (AttentionTransfer(), None, (2, 8), (2, 9), ["attention_transfer", "Name layers that fit."]),
         (GKDLoss(), "linear", (2, 8), (2, 9), ["gkd_loss", "Leave the adapter out"]),
     ],
 )

@@ -14,7 +14,7 @@ from up.config.wording import unknown
 from up.errors import Problem
 from up.schema.dataset import SHARED
 from up.schema.legacy.keys import Found, data_pool, drop_keys_without_effect, initializer_methods, move_keys
-from up.schema.legacy.mimic import older_mimic, onnx_teachers
+from up.schema.legacy.mimic import older_mimic
 from up.schema.sections import SECTIONS, is_section
 from up.schema.teacher_files import named_teachers
 
@@ -141,7 +141,6 @@ _STEPS: tuple[Callable[[MappingNode, Found], MappingNode], ...] = (
     _imply_iter_base,
     _merge_shared,
     older_mimic,
-    onnx_teachers,
     named_teachers,
     _drop_free_form,
 )

@@ -1,17 +1,13 @@
-"""The older documented form of ``mimic``, and teachers that are a file, brought into the current form; marks stay."""
+"""The older documented form of ``mimic``, brought into the current form; marks stay."""
 
 from __future__ import annotations
 
-from up.config.tree import Key, MappingNode, Mark, Node, ScalarNode, SequenceNode, empty, is_null
-from up.config.wording import unknown
+from up.config.tree import MappingNode, Mark, Node, ScalarNode, empty, is_null
 from up.schema.legacy.keys import Found
 from up.schema.mimic import MimicJob, MimicSection
-from up.schema.sections import Config
 from up.text import shown
 
 _LOSSES = ("kl", "kd", "l2", "ce", "bce")
-MODULE = "logits"
-"""The name of the one module of a teacher that is a file, and so what ``mimic_name`` calls its logits."""
 
 
 def older_mimic(tree: MappingNode, found: Found) -> MappingNode:
@@ -68,22 +64,4 @@ def _take_weight(tree: MappingNode, weight: Node, mark: Mark, path: str, found: 
     if written != other:
         what = f"the student starts from {shown(written)} here, and from saver.pretrain_model {shown(other)} ({existing.mark})"
         found.problem(mark, what, key=path, fix="Keep one of them.")
-    return tree
-
-
-def onnx_teachers(tree: MappingNode, found: Found) -> MappingNode:
-    """Give ``teacher: {onnx: model.onnx}`` a net of one module."""
-    for key, node in tree.entries.items():
-        if Config.gathered_in(key) != "teachers" or not isinstance(node, MappingNode):
-            continue
-        for other in node.entries:
-            if other != "onnx":
-                what = unknown(str(key), str(other), ["onnx"])
-                found.problem(node.key_marks[other], what, key=f"{key}.{other}", about_key=True)
-        file = node.get("onnx")
-        if file is not None:
-            mark = node.key_marks["onnx"]
-            kwargs = empty(mark).with_entry("file", file, mark)
-            entries: dict[Key, Node] = {"name": ScalarNode(MODULE, mark), "type": ScalarNode("onnx", mark), "kwargs": kwargs}
-            tree = tree.with_entry(key, SequenceNode((MappingNode(entries, dict.fromkeys(entries, mark), mark),), mark))
     return tree
