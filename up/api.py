@@ -111,7 +111,7 @@ def finetune(
         lr=options.get("lr"),
         batch_size=options.get("batch_size"),
         img_size=options.get("img_size"),
-        out=Path(options["out"]) if "out" in options else None,
+        out=None if options.get("out") is None else Path(options["out"]),
     )
     overrides, progress = options.get("overrides", ()), options.get("progress", True)
     with prepared(request, overrides) as made:

@@ -134,7 +134,7 @@ class Choices:
 
 def choose(request: FinetuneRequest, images: Images, machine: Machine) -> Choices:
     """Choose all settings that are not given. Raises ``UserError`` for a network, weights or a teacher that cannot be used."""
-    typical = images.survey.side
+    typical = images.side
     side = request.img_size or _rounded(typical)
     network = network_for(request.model, request.weights, device=machine.device, is_small=side <= SMALL)
     size, why_size = _size(request, network, typical)

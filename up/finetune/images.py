@@ -1,4 +1,4 @@
-"""Images of a user: a folder of class folders, a folder with ``train`` and ``val``, or a list; and the survey of their headers."""
+"""Images of a user: a folder of class folders, a folder with ``train`` and ``val``, or a list; and their size."""
 
 from __future__ import annotations
 
@@ -70,18 +70,9 @@ class Images:
         return dict(zip(self.classes, numbers, strict=True))
 
     @cached_property
-    def survey(self) -> Survey:
-        """Sizes and modes of the training images. Raises ``UserError`` if too many cannot be opened."""
-        return _survey(self.train)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Headers of some images: the median of the shorter sides in pixels, the Pillow modes, and the files that have none."""
-
-    side: float
-    modes: frozenset[str]
-    unreadable: Sequence[str]
+    def side(self) -> float:
+        """Median of the shorter sides of training images, in pixels. Raises ``UserError`` if too many cannot be opened."""
+        return _side(self.train)
 
 
 def look_into(train: Path, validation: Path | None = None) -> Images:
@@ -103,7 +94,7 @@ def _expect_enough(images: Images) -> None:
     numbers = some_of((f"{name} {number}" for name, number in images.counts.items()), 8)
     if len({*images.train.labels}) < 2:
         raise UserError(f"{images.given}: got one class ({numbers}), expected at least two", fix="Add images of another class.")
-    assert images.survey  # raises
+    assert images.side  # raises
     if images.split is not None and not images.split.validation:
         what = f"{images.given}: no class has two different images ({numbers}), so none can be held back for validation"
         raise UserError(what, expected="at least two a class", fix="Add images, or name images for validation with --val.")
@@ -198,33 +189,29 @@ def _with_fix(problem: Problem) -> Problem:
     return Problem(problem.what, file=problem.file, line=problem.line, fix="Names are relative to the folder of the list.")
 
 
-def _survey(listed: ImageList) -> Survey:
-    sides, modes, unreadable = [], set(), []
+def _side(listed: ImageList) -> float:
     names = listed.names[:: max(1, len(listed.names) // _SURVEYED)]
-    for name, header in _headers(listed.root, names):
-        if header is None:
-            unreadable.append(name)
-        else:
-            sides.append(min(header[0]))
-            modes.add(header[1])
+    sizes = [*_sizes(listed.root, names)]
+    sides = [min(size) for size in sizes if size is not None]
+    unreadable = [name for name, size in zip(names, sizes, strict=True) if size is None]
     first = listed.root / unreadable[0] if unreadable else None
     if not sides:
         raise UserError(f"{listed.path}: none of {len(names)} images can be opened, the first is {first}.")
     if len(unreadable) > max(1, UNREADABLE * len(names)):
         what = f"{listed.path}: {len(unreadable)} of {count(len(names), 'image')} cannot be opened ({some_of(unreadable, 3)})"
         raise UserError(what, expected=f"at most {100 * UNREADABLE:.0f} %", fix="Remove them, or copy them again.")
-    return Survey(statistics.median(sides), frozenset(modes), unreadable)
+    return statistics.median(sides)
 
 
-def _headers(root: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[tuple[int, int], str] | None]]:
-    """Yield size and mode of each image, None for one that cannot be opened."""
+def _sizes(root: Path, names: Sequence[str]) -> Iterator[tuple[int, int] | None]:
+    """Yield the size of each image by its header, None for one that cannot be opened."""
     with QUIET:
         for name in names:
             try:
                 with Image.open(root / name, formats=FORMATS) as image:
-                    yield name, (image.size, image.mode)
+                    yield image.size
             except (OSError, ValueError, Image.DecompressionBombError):
-                yield name, None
+                yield None
 
 
 def _classes(folder: Path) -> list[str]:
