@@ -37,10 +37,11 @@ class CommandLine:
     def setting(self, values: Mapping[str, object]) -> str:
         """Return the same command with overridden values of the configuration."""
         given = {key: f"{key}={value}" for key, value in values.items()}
-        words = [given.pop(word.partition("=")[0], word) if "=" in word else word for word in self.words]
+        words = [given.get(word.partition("=")[0], word) if "=" in word else word for word in self.words]
+        added = [setting for setting in given.values() if setting not in words]
         last = next((word for word in reversed(words) if word.startswith("-")), "")
-        opening = ["-o"] if given and last not in _OVERRIDES else []
-        return shlex.join([*self.program, *words, *opening, *given.values()])
+        opening = ["-o"] if added and last not in _OVERRIDES else []
+        return shlex.join([*self.program, *words, *opening, *added])
 
     def with_flag(self, flag: str, value: object) -> str:
         """Return the same command with a flag set, in its place or after the command's name.

@@ -56,6 +56,10 @@ def test_a_rank_shows_the_command_of_its_launcher() -> None:
     [
         (("train", "a.yaml"), "train a.yaml -o saver.auto_resume=true trainer.max_epoch=8"),
         (("train", "a.yaml", "-o", "trainer.max_epoch=4"), "train a.yaml -o trainer.max_epoch=8 saver.auto_resume=true"),
+        (
+            ("train", "a.yaml", "-o", "trainer.max_epoch=4", "trainer.max_epoch=5"),
+            "train a.yaml -o trainer.max_epoch=8 trainer.max_epoch=8 saver.auto_resume=true",
+        ),
         (("train", "--opts", "x=1", "-e", "a b"), "train --opts x=1 -e 'a b' -o saver.auto_resume=true trainer.max_epoch=8"),
         (
             ("train", "--opts", "trainer.max_epoch", "4"),
