@@ -142,7 +142,9 @@ class _Table:
         if any(row[path].lower().endswith(source.root.suffixes) for row in rows):
             return True
         what = f"got {some_of(map(repr, cells), 4)}, which may be a header or an image"
-        raise self._error(what, "Set header: true or header: false, or name the columns path and label.")
+        raise self._error(
+            what, "Name the columns path and label, or set header: true or header: false of a data set in a YAML file."
+        )
 
     def rows(self, problems: Rows) -> Iterator[_Row]:
         """Read the rows below the header; those with mistakes are reported to ``problems`` and left out."""
@@ -193,7 +195,10 @@ class _Table:
         known = next((lowered.index(name) for name in usual if name in lowered), None)
         if known is None and self._width > 2:
             found = f"none of {some_of(names)} is a usual name" if names else f"{self._width} columns and no header"
-            raise self._error(f"{key} is not set: {found}", f"Set {key}, or name the column {usual[0]!r}.")
+            raise self._error(
+                f"{key} is not set: {found}",
+                f"Name the column {usual[0]!r} in the table, or set {key} of a data set in a YAML file.",
+            )
         return min(first, self._width - 1) if known is None else known
 
     def _error(self, what: str, fix: str = "") -> MetaError:
