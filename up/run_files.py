@@ -14,6 +14,8 @@ AVERAGES = "averaging.json"  # metrics of the averages of a run's checkpoints, a
 CHECKPOINTS = "ckpt_*"
 REPORT = "report.*"  # the page, its content and what it was computed from
 RESULTS = "results"  # files of evaluations
+NAMED_RESULTS = f"{RESULTS}_*"  # those of other images, by their name
+REPLAY = "replay"
 TENSORBOARD = "tensorboard"
 TRACKERS = "trackers"
 FEATURE_VIS = "feature_vis"
@@ -21,4 +23,4 @@ GRAD_CAM = "grad_cam"
 FRAGMENTS = "fragments"  # networks of a search for an architecture
 
 OF_A_RUN: tuple[str, ...] = tuple(value for name, value in [*globals().items()] if name.isupper())
-"""Patterns of all files and folders of a run. ``features`` is not among them: its content serves later runs."""
+"""Patterns of all files and folders of a run. ``features`` and ``issues`` are not among them: later runs read their content."""

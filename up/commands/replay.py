@@ -10,7 +10,7 @@ from up.commands.inputs import expect_checkpoint, expect_config, expect_writable
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
 from up.errors import UserError
-from up.run_files import CONFIG
+from up.run_files import CONFIG, REPLAY
 from up.text import count
 from up.types import Record
 
@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
         return list_spikes(run, arguments.spikes)
     expect_checkpoint(arguments.ckpt)
     expect_config(run / CONFIG, arguments.opts)
-    out = arguments.out or run / "replay" / f"step{arguments.step}"
+    out = arguments.out or run / REPLAY / f"step{arguments.step}"
     expect_writable(out)
     from up.build.experiment import load_experiment
     from up.files import named_checkpoint

@@ -35,7 +35,6 @@ from up.tasks.experiment import Experiment
 from up.text import yaml_text
 from up.types import Record
 
-FOLDER = "issues"
 _FROM_TEST = ("transformer", "evaluator", "save_score")  # of the data set that a fold is evaluated on
 _ALL_SCORES = ("dataset.test.dataset.kwargs.save_score=true",)
 _PERIOD_S = 0.2

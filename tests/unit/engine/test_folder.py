@@ -48,7 +48,8 @@ def test_a_launch_does_not_go_by_what_an_earlier_one_left(tmp_path: Path, monkey
 
 def test_an_earlier_run_takes_all_its_files_with_it(tmp_path: Path) -> None:
     files = {"metrics.jsonl", "best_metrics.json", "trained_images.npz", "grad_cam/step5/a.png", "feature_vis/step5/a.png"}
-    files |= {"fragments/best.yaml", "report.html", "report.npz", "run.json", "averaging.json", "ckpt_e1.pth", "ckpt_e1.pth.json"}
+    files |= {"fragments/best.yaml", "report.html", "report.npz", "run.json", "averaging.json"}
+    files |= {"results/metrics.json", "results_shop/metrics.json", "replay/step5/replay.html", "ckpt_e1.pth", "ckpt_e1.pth.json"}
     for name in (*files, "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("of the earlier run")
