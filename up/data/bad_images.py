@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from up.errors import Problem, UserError
 from up.text import count
 from up.types import Kwargs
+
+NOTE = "image: "  # beginning of the note of an exception
 
 
 class Listed(str):
@@ -38,6 +41,12 @@ class BadImage(UserError):
 
 class UnreadableImages(UserError):
     """Several images cannot be read: one problem each, with its file."""
+
+
+def name_image(error: Exception, where: str) -> None:
+    """Add the name of the image to an exception of the code that reads it, once, where Python has notes (3.11)."""
+    if sys.version_info >= (3, 11) and not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
+        error.add_note(f"{NOTE}{where}")
 
 
 class BadImages:

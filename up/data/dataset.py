@@ -20,7 +20,7 @@ from typing_extensions import Self
 from up.config.argument import FromProgram, NotNegative, PartOf
 from up.config.checked import checked
 from up.config.contract import PartError, called
-from up.data.bad_images import BadImage
+from up.data.bad_images import BadImage, name_image
 from up.data.listing import Listing
 from up.data.packed import PackedLabels
 from up.data.readers import Reader
@@ -28,7 +28,7 @@ from up.data.records import Sample, SampleKey, Transform
 from up.data.transforms.image import SampleTransform, Scheduled, applied, kind_of, levels_of
 from up.data.transforms.stages import Stages, split
 from up.data.transforms.view import Draw, OneView, first_view, offers
-from up.errors import Ending, Problem, UserError
+from up.errors import Ending, Problem, StorageError, UserError
 from up.seed import key as mix
 from up.seed import seed_cpu
 
@@ -39,6 +39,7 @@ See: TypeAlias = Callable[[], OneView]
 _SECOND, _REPLACEMENT = 1, 2  # purposes of draws, mixed into the key
 _TRIES = 100
 _UNREADABLE = (None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES)  # of one file; None is Pillow's own
+_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the loader reports their remedies
 
 
 class KeyedDataset(ABC):
@@ -183,6 +184,14 @@ class _Visit:
         return self._transformed(self._read(index, see), rest)
 
     def _transformed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
+        try:
+            return self._changed(sample, transforms)
+        except Exception as error:
+            if not isinstance(error, Ending):
+                name_image(error, sample.filename)
+            raise
+
+    def _changed(self, sample: Sample, transforms: Sequence[Transform]) -> Sample:
         for position, transform in enumerate(transforms):
             if getattr(transform, "takes_second", False):
                 before = transforms[:position] if getattr(transform, "transform_second", False) else ()
@@ -222,6 +231,10 @@ class _Visit:
                 torch.default_generator.manual_seed(self._seed)  # as it was before the first sample: 10 us less for each image
             else:
                 torch.set_rng_state(before)
+            raise
+        except Exception as error:
+            if not isinstance(error, Ending):
+                name_image(error, self._dataset.where(index))
             raise
 
     def _second(self, transforms: Sequence[Transform]) -> Sample:
@@ -299,14 +312,17 @@ def _seen(dataset: KeyedDataset, index: int, view: OneView) -> Sample:
 def read_sample(dataset: KeyedDataset, index: int, see: See | None = None) -> Sample:
     """Read sample ``index``, not transformed except by the view that ``see`` returns.
 
-    Raises ``BadImage``, and ``PartError`` for a sample of another form.
+    Raises ``BadImage``, ``StorageError`` for an error that is not of this file, and ``PartError`` for a sample of another form.
     """
     try:
         sample = dataset.read(index) if see is None else dataset.read_view(index, see())
     except OSError as error:
-        if isinstance(error, Ending) or error.errno not in _UNREADABLE:
+        if isinstance(error, Ending) or error.errno in _OF_THE_PROCESS:
             raise
-        raise BadImage(dataset.where(index), str(error)) from error
+        bad = BadImage(dataset.where(index), str(error))
+        if error.errno not in _UNREADABLE:
+            raise StorageError.of(bad.problems) from error
+        raise bad from error
     what = form_problem(sample) or dataset.sample_problem(sample)
     if what is not None:
         raise PartError(type(dataset), f"{called(type(dataset))}.read({index}) {what}")

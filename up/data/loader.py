@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from up.data.bad_images import BadImages
+from up.data.bad_images import NOTE, BadImages
 from up.data.collate import collate, packed, unpacked, without_bad
 from up.data.prefetch import prefetched
 from up.data.records import Batch, Sample, SampleKey, image_count
 from up.data.sampler import Cut, EvalBatches, TrainBatches
 from up.data.shared import Shared
 from up.distributed.signals import end_with_parent
-from up.errors import UserError
+from up.errors import Ending, Problem, UserError, ending_of
 
 Collate = Callable[[Sequence[Sample]], Batch]
 
@@ -65,9 +65,9 @@ class WorkerDied(LoaderDied):
 
 @dataclass(frozen=True)
 class Failed:
-    """A ``UserError`` of a worker, sent as a value: torch would wrap an exception into its traceback."""
+    """An error of a worker that has no traceback, sent as a value: torch would wrap an exception into its traceback."""
 
-    error: UserError
+    error: Ending
 
 
 class TrainLoader:
@@ -133,7 +133,7 @@ class EvalLoader:
 
 
 def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers, collate: Collate = collate) -> Iterator[Batch]:
-    """Fetch the batches of ``keys``, in this order. Raises the ``UserError`` of a sample, and ``LoaderDied``."""
+    """Fetch the batches of ``keys``, in this order. Raises the error of a sample, and ``LoaderDied``."""
     batches: Iterator[Batch | Failed] = iter(())
     try:
         batches = _started(_Fetch(dataset, collate), keys, workers)
@@ -143,7 +143,7 @@ def fetched(dataset: ByKey, keys: Iterable[list[SampleKey]], *, workers: Workers
                 raise batch.error
             yield batch
     except (RuntimeError, OSError, EOFError) as error:
-        raise as_loader_died(error) or error from None
+        raise as_loader_died(error, of_queue=workers.num_workers > 0) or error from None
     finally:
         # torch ends the workers when the iterator is collected, which the traceback of an error would delay.
         shut_down = getattr(batches, "_shutdown_workers", None)  # without workers there is none
@@ -177,17 +177,20 @@ class _Fetch:
     def _fetch(self, keys: list[SampleKey]) -> Batch | Failed:
         try:
             return self._collate([self._dataset[key] for key in keys])
-        except UserError as error:
+        except Ending as error:
             return Failed(_picklable(error))
+        except StopIteration as error:  # would end the loop over the batches, as if these were the last
+            raise RuntimeError(f"StopIteration: {error}") from error
 
 
-def _picklable(error: UserError) -> UserError:
+def _picklable(error: Ending) -> Ending:
     """Return the error itself if it survives pickling, otherwise its text."""
+    plain = ending_of(error.exit_code, [Problem(str(error))])
     try:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:  # a constructor may raise anything for arguments that it does not expect
-        return UserError(str(error))
-    return error if str(copy) == str(error) else UserError(str(error))
+        return plain
+    return error if str(copy) == str(error) else plain
 
 
 def _started(fetch: _Fetch, keys: Iterable[list[SampleKey]], workers: Workers) -> Iterator[Batch | Failed]:
@@ -253,20 +256,22 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def as_loader_died(error: BaseException) -> LoaderDied | None:
+def as_loader_died(error: BaseException, *, of_queue: bool = True) -> LoaderDied | None:
     """Convert torch's report of the end of a worker to ``LoaderDied`` with the fix; None for other errors.
 
-    With another loader in the same process, whose signal handler of torch is in place, it may be raised anywhere.
+    With another loader in the same process, whose signal handler of torch is in place, it may be raised anywhere. ``of_queue``:
+    whether the error may be that of a queue from a worker, whose connection broke off.
     """
     text = str(error)
     is_of_worker = text.startswith("Caught ") and "Original Traceback" in text  # raised there, and again here by torch
     if is_of_worker:
-        text = text.rstrip().rpartition("\n")[2]  # the lines of code above may say anything
+        lines = [line for line in text.rstrip().splitlines() if not line.startswith(NOTE)]
+        text = lines[-1]  # the lines of code above may say anything
     if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in text or "ancdata" in text:
         return LoaderDied("the loader ran out of open files. Raise `ulimit -n`, or lower num_workers.")
     if "shared memory" in text or "Bus error" in text or "unable to mmap" in text:
         return LoaderDied("the loader ran out of shared memory. Enlarge /dev/shm, or lower num_workers and batch_size.")
-    broken_off = isinstance(error, (EOFError, ConnectionError)) and not is_of_worker
+    broken_off = of_queue and isinstance(error, (EOFError, ConnectionError)) and not is_of_worker
     if broken_off or (isinstance(error, RuntimeError) and "DataLoader worker" in text):
         reason = "a worker stopped in the middle of a batch" if broken_off else text.splitlines()[0].rstrip(". ")
         return WorkerDied(

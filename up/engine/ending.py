@@ -55,7 +55,7 @@ def explained(session: TrainingSession, error: Exception) -> Exception:
             "(trainer.accumulate keeps the global batch size), make the images smaller, or set runtime.amp: bf16 or "
             "grad_checkpointing: true."
         )
-    if cause := as_loader_died(error) or as_peer_lost(error):
+    if cause := as_loader_died(error, of_queue=False) or as_peer_lost(error):
         return cause
     if isinstance(error, OSError):
         return StorageError(f"{error}. Is the disk of {session.outline.folder} full, read-only or gone?")

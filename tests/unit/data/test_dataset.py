@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
-from tests.harness.facts import facts
+from tests.harness.facts import facts, tells
 from up.config.contract import PartError
 from up.data.bad_images import BadImage
 from up.data.collate import collate
@@ -24,7 +26,7 @@ from up.data.records import Sample, SampleKey
 from up.data.roots import ImageRoot
 from up.data.transforms.erasing import RandomErasing
 from up.data.transforms.table import CenterCrop, ColorJitter, Normalize, RandomHorizontalFlip, RandomResizedCrop, Resize, ToTensor
-from up.errors import UserError
+from up.errors import StorageError, UserError
 
 SIDE = 24
 
@@ -240,3 +242,51 @@ def test_names_and_links_stay_inside(listed: Path) -> None:
     with pytest.raises(MetaError) as raised:
         Listed(listed, listed.parent / "images")
     assert [line.split(":")[1] for line in str(raised.value).splitlines()] == ["1", "2"]
+
+
+class Failing(Marked):
+    """Image 1 cannot be read, for a reason that is not of the file."""
+
+    def __init__(self, error: Exception, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.error = error
+
+    def where(self, index: int) -> str:
+        return f"{index}.png"
+
+    def read(self, index: int) -> Sample:
+        if index == 1:
+            raise self.error
+        return super().read(index)
+
+
+class FailingTransform:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyError("label"), EOFError(), ValueError("odd"), RuntimeError("shapes")], ids=repr)
+def test_an_exception_keeps_its_type_and_names_the_image(error: Exception) -> None:
+    for dataset in (Failing(error), Marked(transformer=[FailingTransform(error)])):
+        with pytest.raises(type(error)) as raised:
+            dataset[SampleKey(0, 1)]
+        assert raised.value is error
+        if sys.version_info >= (3, 11):
+            (note,) = raised.value.__notes__
+            assert tells(note, dataset.where(1) if isinstance(dataset, Failing) else "1")
+            del raised.value.__notes__
+
+
+def test_an_error_of_a_disk_names_the_image() -> None:
+    with pytest.raises(StorageError, match=facts("1.png", "Input/output error")):
+        Failing(OSError(errno.EIO, "Input/output error"))[SampleKey(0, 1)]
+
+
+@pytest.mark.parametrize("error", [OSError("no sprite"), FileNotFoundError(errno.ENOENT, "no sprite")], ids=["plain", "missing"])
+def test_a_file_that_a_transform_lacks_is_no_bad_image(error: OSError) -> None:
+    with pytest.raises(UserError, match=facts("FailingTransform", "no sprite", "1")) as raised:
+        Marked(transformer=[FailingTransform(error)], on_bad_image="skip")[SampleKey(0, 1)]
+    assert not isinstance(raised.value, BadImage)

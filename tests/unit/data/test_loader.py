@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from up.data.bad_images import BadImage, BadImages
+from up.data.bad_images import BadImage, BadImages, name_image
 from up.data.loader import EvalLoader, LoaderDied, TrainLoader, Workers, as_loader_died, fetched
 from up.data.records import Batch, Sample, SampleKey
 from up.data.sampler import EvalBatches, Shuffled, TrainBatches
-from up.errors import UserError
+from up.errors import StorageError, UserError
 from up.seed import seed_cpu
 
 
@@ -145,6 +146,38 @@ def test_our_own_bugs_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match="in __getitem__") as raised:
         list(loader)
     assert as_loader_died(raised.value) is None
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stop_iteration_does_not_end_an_evaluation(num_workers: int) -> None:
+    """Its metrics would be those of the images before."""
+    loader = EvalLoader(Noise(23, error=StopIteration("next")), EvalBatches(size=23, batch_size=4), workers=Workers(num_workers))
+    with pytest.raises(RuntimeError, match="StopIteration: next"):
+        list(loader)
+
+
+@pytest.mark.parametrize("error", [EOFError("ran out of input"), ConnectionResetError("of a data base")])
+def test_an_error_of_a_sample_without_workers_is_not_the_end_of_a_worker(error: Exception) -> None:
+    batches = TrainBatches(Shuffled(size=23, shuffle=False), batch_size=4)
+    with pytest.raises(type(error), match=str(error)):
+        list(TrainLoader(Noise(23, error=error), batches, end_step=6))
+
+
+def test_a_storage_error_comes_out_of_a_worker_as_it_went_in() -> None:
+    loader = EvalLoader(Noise(23, error=StorageError("gone", file="x")), EvalBatches(size=23, batch_size=4), workers=Workers(1))
+    with pytest.raises(StorageError, match=r"^x: gone$"):
+        list(loader)
+
+
+def test_a_note_about_an_image_tells_nothing_of_the_machine() -> None:
+    cause = KeyError("label")
+    name_image(cause, "shared memory/Too many open files.png")
+    batches = TrainBatches(Shuffled(size=23, shuffle=False), batch_size=4)
+    with pytest.raises(KeyError) as raised:
+        list(TrainLoader(Noise(23, error=cause), batches, end_step=6, workers=Workers(1)))
+    assert as_loader_died(raised.value) is None
+    if sys.version_info >= (3, 11):
+        assert "Too many open files.png" in str(raised.value)
 
 
 def test_a_worker_without_shared_memory_is_told_the_remedy() -> None:

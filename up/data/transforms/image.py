@@ -20,7 +20,7 @@ from up.config.contract import PartError, called
 from up.data.records import BatchTransform, Sample
 from up.data.records import Image as Image
 from up.data.records import Transform as AnyTransform
-from up.errors import UserError
+from up.errors import Ending, UserError
 
 Targets: TypeAlias = Mapping[str, tv_tensors.TVTensor]  # masks and boxes of an image, by the names of their fields
 Size: TypeAlias = tuple[int, int]  # height, width
@@ -107,7 +107,10 @@ class SampleTransform(ABC):
 
 
 def applied(transform: AnyTransform, image: Image, targets: Targets, filename: str) -> tuple[Image, Targets]:
-    """Transform ``image`` and ``targets``. Raises ``UserError`` with the file's name for errors of torchvision's transforms."""
+    """Transform ``image`` and ``targets``.
+
+    Raises ``UserError`` with the file's name for errors of torchvision's transforms, and for a file that a transform cannot read.
+    """
     changed: object
     try:
         if targets and isinstance(transform, Transform):
@@ -122,6 +125,10 @@ def applied(transform: AnyTransform, image: Image, targets: Targets, filename: s
         name = f"v2.{type(transform).__name__}" if isinstance(transform, v2.Transform) else type(transform).__name__
         unusual = f"an image {kind_of(image)}: " if _is_unusual(image) else ""
         raise UserError(f"{name}: {unusual}{error} (at {filename})") from error
+    except OSError as error:
+        if isinstance(error, Ending):
+            raise
+        raise UserError(f"{type(transform).__name__}: {error} (at {filename})") from error
     if isinstance(changed, PILImage | torch.Tensor):
         return changed, targets
     fix = "Add `return image`." if changed is None else "Convert the result."
