@@ -98,7 +98,7 @@ class Enough(BaseException):
 
 
 class InMemory:
-    """A loader that gives the same batch for ``steps`` steps, by default for ever."""
+    """A loader that gives the same batch for ``steps`` steps, without end by default."""
 
     def __init__(self, batches: list[Batch], cut: Cut, steps: int | None = None) -> None:
         self._batches, self._cut, self._steps = batches, cut, steps

@@ -8,9 +8,10 @@ import sys
 
 
 def prepare_streams() -> None:
-    """Open those that the caller closed on the null device, and let the output escape characters that its encoding lacks.
+    """Replace streams that the caller closed by the null device, and let the output escape characters that its encoding lacks.
 
-    Python has None in place of a closed stream, and the first file that is opened would get its number, and what libraries print.
+    Python has None in place of a closed stream, and the first file that is opened would get its number, and with it what libraries
+    print.
     Names of files and classes may be in any script: ``\\u732b``.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

@@ -73,7 +73,7 @@ class Section(BaseModel):
 
     @classmethod
     def example_of(cls, field: str) -> str:
-        """Return a key that ``field`` collects: ``teacher`` for ``teachers``, ``NAME`` where keys have no beginning in common."""
+        """Return a key that ``field`` collects: ``teacher`` for ``teachers``, ``NAME`` where the keys may be any names."""
         beginning = cls.gathers[field].partition("\\")[0]
         return beginning if beginning.isidentifier() else "NAME"
 

@@ -96,7 +96,7 @@ class Split:
         write_json(path, self.record(class_names))
 
     def warnings(self, class_names: Sequence[str] | None = None) -> list[str]:
-        """Describe probable mistakes in the data, a line each; of folds those that all of them share."""
+        """Describe probable mistakes in the data, a line each; with folds, those that all folds have in common."""
         found = []
         for group in self.conflicts[:3]:
             shown = [f"{self.files[at]} ({', '.join(_named(self.labels[at], class_names))})" for at in group]

@@ -60,7 +60,7 @@ class LossScale:
 
 
 class _Letterbox:
-    """Carries a number from the device to the host, one at a time, without waiting for it."""
+    """Copies numbers from the device to the host, one at a time, without waiting for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_host = torch.zeros((), pin_memory=device.type == "cuda")
@@ -80,7 +80,7 @@ class _Letterbox:
 
 
 class _Outcome(NamedTuple):
-    """What to say of a step that the device may have skipped: the norm of its gradients, its loss scale, and who is to blame."""
+    """What an error says of a step that the device skipped: the norm of its gradients, the loss scale, and what is to blame."""
 
     norm: Tensor
     scale: Tensor | None

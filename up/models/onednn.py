@@ -1,4 +1,4 @@
-"""Convolutions that oneDNN, which computes those of CPUs, gets wrong."""
+"""Convolutions that oneDNN, the library behind torch on CPUs, computes wrongly."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from up.search.stages import Stage
 from up.types import Json
 
 OWN, RANDOM, TRIVIAL = "own values", "random", "TrivialAugmentWide"
-FOUND = "the network found"  # no control, but what those of a search of networks by one training are compared with
+FOUND = "the network found"  # trained as controls are: the network that a search by one training chose
 _TRANSFORMS = "dataset.train.dataset.kwargs.transformer"
 _OF_FLOATS = ("to_tensor", "custom_to_tensor", "v2.ToDtype", "normalize")
 _SHARE = 5  # control trials are a fifth of the stage's

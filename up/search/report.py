@@ -52,7 +52,7 @@ class StageReport:
 
     @property
     def result(self) -> float | None:
-        """The best value of the first objective; if a training found the network, the value of training that network itself."""
+        """The best value of the first objective; for a network that a supernet found, its value after training on its own."""
         [(_, _, found)] = self._rows([FOUND])
         best = self.history.best
         return best.final[0] if found is None and best is not None and best.final else found

@@ -50,7 +50,7 @@ def write_embeddings(folder: Path, outline: Outline, batch: Batch, number: int) 
 
 
 def _vectors(model: nn.Module, features: object) -> Tensor:
-    """Return the vectors (B, D) that the head makes of the features; else the last feature, the mean over positions or tokens."""
+    """Return the vectors (B, D) that the head computes from the features; else the last feature, averaged over positions."""
     found = [features] if isinstance(features, Tensor) else features
     if not isinstance(found, list | tuple) or not found or not isinstance(found[-1], Tensor):
         raise UserError("the net has no `features` to show as embeddings")

@@ -1,4 +1,4 @@
-"""torchvision's random crop, without what its dispatch and padding of Pillow images cost."""
+"""torchvision's random crop, faster for Pillow images: without its dispatch and without a padded copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 
 class RandomCrop(v2.RandomCrop):  # type: ignore[misc]
-    """Crop a part of ``size`` at a random place of the image, padded before by ``padding``; draws and pixels of torchvision's."""
+    """Crop ``size`` at a random place of the image padded by ``padding``; the places and pixels are torchvision's."""
 
     def forward(self, *inputs: object) -> object:
         """Crop a Pillow image here, and everything else (tensors, masks and boxes) as torchvision does."""
@@ -36,6 +36,6 @@ class RandomCrop(v2.RandomCrop):  # type: ignore[misc]
 
 @lru_cache(maxsize=64)
 def _padded(length: int, before: int, after: int, mode: str) -> NDArray[np.int64]:
-    """Return the row, or column, that each one of the padded image repeats."""
+    """Return which row (or column) of the image each one of the padded image repeats."""
     padded: NDArray[np.int64] = np.pad(np.arange(length), (before, after), mode=mode)  # type: ignore[call-overload]
     return padded

@@ -173,7 +173,7 @@ def tensor_of(levels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def levels_of(image: PILImage) -> torch.Tensor:
-    """Return the levels of an image as torchvision's ``pil_to_tensor`` does, (C, H, W); for RGB in half of its time."""
+    """Return the levels of an image as torchvision's ``pil_to_tensor`` does, (C, H, W); for RGB in half the time."""
     if image.mode == "RGB":
         return tensor_of(np.array(image))
     levels: torch.Tensor = F.pil_to_tensor(image)
