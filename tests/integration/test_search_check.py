@@ -231,3 +231,11 @@ def test_a_misspelled_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
         main(["search", "chek", "pipe.yaml"])
     assert ended.value.code == 2
     assert tells(capsys.readouterr().err, "got 'chek'", "worker", "status", "Did you mean 'check'")
+
+
+@pytest.mark.parametrize("words", [["status", "--workers", "2"], ["status", "-q"], ["check", "--log-format", "json"]])
+def test_flags_of_a_subcommand(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["search", *words, "pipe.yaml"])
+    assert ended.value.code == 2
+    assert tells(capsys.readouterr().err, f"up search {words[0]}", words[1])

@@ -15,6 +15,7 @@ import yaml
 
 from tests.harness.facts import tells
 from tests.harness.searching import LR, MOMENTUM, Config, InstantChild, by_lr, hpo, instant, search_config, searched
+from up.__main__ import main
 from up.engine.child import Verdict
 from up.errors import UserError
 from up.schema.search import ALGORITHMS
@@ -112,7 +113,7 @@ def test_seeds_give_the_winner_an_interval(images: Path, tmp_path: Path, instant
 
 
 def test_the_winner_is_compared_over_the_seeds_that_both_completed(
-    images: Path, tmp_path: Path, instant: type[InstantChild]
+    images: Path, tmp_path: Path, instant: type[InstantChild], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seed 1 is the harder one, and the file itself fails in it: its mean is higher, and it loses the one comparison there is."""
 
@@ -130,6 +131,9 @@ def test_the_winner_is_compared_over_the_seeds_that_both_completed(
     assert [float(found[name]["mean"]) for name in ("candidate", "own_values")] == [70.0, 80.0]
     assert float(found["candidate"]["difference"]) == 10.0
     assert "winner beats" in (tmp_path / "run" / "report.md").read_text()
+    assert main(["search", "status", str(tmp_path / "s.yaml")]) == 0
+    told = capsys.readouterr().out
+    assert tells(told, "hpo: done, 1 of 1 trial ", "best candidate: candidate", "top1 70", "own_values: 80")  # not the best run
 
 
 def test_candidates_whose_files_have_one_name_are_all_trained(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:

@@ -39,25 +39,28 @@ def main(words: list[str]) -> int:
     rest = words[1:]
     subcommand = rest.pop(0) if rest and rest[0] in SUBCOMMANDS else ""
     parser = CommandParser("search")
+    parser.prog = f"up search {subcommand}".rstrip()
     parser.epilog = f"{parser.epilog}\n\n{_MORE}"
     if subcommand == "check":
         parser.add_argument(
             "--no-files", action="store_true", help="check the YAML file only, without meta files, images and weights"
         )
-    parser.add_argument("--workers", type=positive, metavar="N", help="trials at once on this host (default: search.workers)")
-    add_output(parser)
+    if subcommand in ("", "worker"):
+        parser.add_argument("--workers", type=positive, metavar="N", help="trials at once on this host (default: search.workers)")
+        add_output(parser)
     parser.add_config()
     if not subcommand and rest and rest[0].isalpha() and not Path(rest[0]).exists():
         expected = f"a YAML file, or one of {some_of(SUBCOMMANDS)}"
         parser.error(f"got {rest[0]!r}, expected {expected}.{did_you_mean(rest[0], SUBCOMMANDS)}")
     arguments = parser.read(rest)
+    expect_config(arguments.config, arguments.opts)
+    search = _loaded(arguments.config, tuple(arguments.opts))
+    if subcommand == "check":
+        return check(search, files=not arguments.no_files)
+    if subcommand == "status":
+        return status(search)
     with output_of(arguments):
-        expect_config(arguments.config, arguments.opts)
-        search = _loaded(arguments.config, tuple(arguments.opts))
-        if subcommand == "check":
-            return check(search, files=not arguments.no_files)
-        actions = {"": run, "worker": work, "status": status}
-        return actions[subcommand](search, arguments.workers)
+        return (work if subcommand else run)(search, arguments.workers)
 
 
 def run(search: Search, workers: int | None) -> int:
@@ -97,7 +100,7 @@ def work(search: Search, workers: int | None) -> int:
         presence.release()
 
 
-def status(search: Search, workers: int | None) -> int:
+def status(search: Search) -> int:
     """Print the stages with their trials; returns the exit code."""
     from up.search.status import status_lines
 

@@ -96,7 +96,7 @@ def write_candidates(stage: Stage, trials: Sequence[Trial], tell: Callable[[str]
     """Write candidates.csv, and link ``best`` to the winner. Raises ``UserError`` if no candidate was trained."""
     rows = rows_of(stage, trials)
     write_table(stage.folder / "candidates.csv", rows)
-    winner = next((row for row in rows if row["candidate"] != CONTROL and row["mean"] is not None), None)
+    winner = winner_of(rows)
     if winner is None:
         raise UserError(
             "no candidate was trained", key=stage.search.place(stage.name), fix=f"See {stage.folder / 'candidates.csv'}."
@@ -105,7 +105,20 @@ def write_candidates(stage: Stage, trials: Sequence[Trial], tell: Callable[[str]
     if link.is_symlink():
         link.unlink()
     os.symlink(winner["folder"], link)
-    tell(f"{FULL_TRAIN}: {winner['candidate']} is the best: {next(iter(stage.objectives))} {winner['mean']:.4g} on dataset.test")
+    tell(f"{FULL_TRAIN}: {winner['candidate']} is the best candidate: {result_of(stage, rows)} on dataset.test")
+
+
+def winner_of(rows: Sequence[Mapping[str, Json]]) -> Mapping[str, Json] | None:
+    """Return the row of the best candidate, which the file itself is not; None where none was trained."""
+    return next((row for row in rows if row["candidate"] != CONTROL and row["mean"] is not None), None)
+
+
+def result_of(stage: Stage, rows: Sequence[Mapping[str, Json]]) -> str:
+    """Return the mean of the winner over its seeds, and that of the file itself, if any: ``top1 91.3 (own_values: 90.8)``."""
+    winner = winner_of(rows)
+    assert winner is not None
+    own = next((f" ({CONTROL}: {row['mean']:.4g})" for row in rows if row["candidate"] == CONTROL and row["mean"] is not None), "")
+    return f"{next(iter(stage.objectives))} {winner['mean']:.4g}{own}"
 
 
 def rows_of(stage: Stage, trials: Sequence[Trial]) -> list[dict[str, Json]]:

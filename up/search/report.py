@@ -13,7 +13,7 @@ from up.run_files import CONFIG
 from up.schema.search import FULL_TRAIN
 from up.search.algorithm import Direction, History, Trial
 from up.search.controls import FOUND, OWN, control_stage
-from up.search.final import CHOSEN, CONTROL
+from up.search.final import CHOSEN, CONTROL, winner_of
 from up.search.fragments import front_of
 from up.search.stages import Search, Stage
 from up.search.worker import history_of, open_study
@@ -190,7 +190,7 @@ def _final_lines(search: Search, rows: Sequence[Mapping[str, Json]]) -> Iterator
 
 def final_verdict(rows: Sequence[Mapping[str, Json]], select: str) -> Iterator[str]:
     """Say whether the winner beats the file itself in the metric ``select``, by the differences of runs with the same seed."""
-    winner = next((row for row in rows if row["candidate"] != CONTROL), None)
+    winner = winner_of(rows)
     if winner is None or winner["difference"] is None:
         return
     difference, half = winner["difference"], winner["difference_half"]

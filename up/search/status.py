@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from up.errors import UserError
 from up.schema.search import FULL_TRAIN
+from up.search.final import result_of, rows_of, winner_of
 from up.search.locks import holder_of
 from up.search.pipeline import DRIVER, stage_of
 from up.search.stages import Search
 from up.search.state_file import State
 from up.search.worker import history_of, open_study
-from up.text import duration
+from up.text import count, duration
 
 
 def status_lines(search: Search) -> Iterator[str]:
@@ -34,10 +35,13 @@ def status_lines(search: Search) -> Iterator[str]:
         counted = Counter(each.state for each in history.trials)
         states = ", ".join(f"{number} {each}" for each, number in counted.most_common()) or "no trial"
         spent = duration(sum(each.seconds for each in history.trials))
-        of = f" of {stage.limit}" if stage.limit else ""
-        yield f"{name}: {found.get('state')}, {len(history.trials)}{of} trials ({states}), {spent}"
+        trials = f"{len(history.trials)} of {count(stage.limit, 'trial')}" if stage.limit else count(len(history.trials), "trial")
+        yield f"{name}: {found.get('state')}, {trials} ({states}), {spent}"
         best = history.best
-        if best is not None and best.final is not None:
+        if name == FULL_TRAIN:
+            rows = rows_of(stage, history.trials)
+            winner = winner_of(rows)
+            yield from () if winner is None else (f"  best candidate: {winner['candidate']}, {result_of(stage, rows)}",)
+        elif best is not None and best.final is not None:
             values = ", ".join(f"{metric} {value:.4g}" for metric, value in zip(stage.objectives, best.final, strict=True))
-            what = best.note.get("candidate") if name == FULL_TRAIN else stage.text_of(best.point)
-            yield f"  best: trial {best.number}, {values}: {what}"
+            yield f"  best: trial {best.number}, {values}: {stage.text_of(best.point)}"
