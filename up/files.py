@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,7 +74,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         fix = "Free some space, or choose another folder."
         raise StorageError(f"cannot be written ({_reason(error)})", file=path, fix=fix) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk does not delete what is not there either
+            temporary.unlink()
 
 
 def make_folder(folder: Path) -> None:

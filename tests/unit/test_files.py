@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +11,7 @@ import pytest
 
 from tests.harness.facts import facts
 from up.errors import StorageError
-from up.files import best_of_run, make_folder, sha256_of, title_of, unwritable, write_atomically, write_json
+from up.files import best_of_run, make_folder, sha256_of, title_of, unwritable, write_atomically, write_json, write_text
 
 
 def test_replaces_whole_files(tmp_path: Path) -> None:
@@ -38,6 +40,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         write_atomically(path, full)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_read_only_disk_is_reported_with_the_name_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux answers so to the deletion of a file that does not exist, too."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StorageError) as raised:
+        write_text(tmp_path / "a.json", "{}")
+    assert raised.value.file == str(tmp_path / "a.json")
 
 
 def test_torch_reports_a_full_disk_in_its_own_way(tmp_path: Path) -> None:
