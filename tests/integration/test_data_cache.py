@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +28,13 @@ from tests.harness.states import assert_same, checkpoint
 from up.__main__ import main
 from up.build.data import build_dataset
 from up.build.experiment import load_experiment
+from up.build.image_cache import CacheSettings, build_cache
 from up.data.cache import IMAGES, INDEX, MANIFEST, shrunk
 from up.data.dataset import KeyedDataset
+from up.data.readers import PillowReader
 from up.data.records import SampleKey
-from up.errors import UserError
+from up.errors import StorageError, UserError
+from up.tasks.cls.data.tables import TableSpec, read_table
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -321,6 +326,64 @@ def test_bad_images(own: Config, write: Write, tmp_path: Path, capsys: Any) -> N
     del kwargs(own)["cache"]
     assert train(write(own), "trainer.max_epoch=1", f"saver.save_dir={tmp_path / 'files'}") == 0
     assert_same(checkpoint(tmp_path / "run")["model"], checkpoint(tmp_path / "files")["model"])
+
+
+def test_a_complete_cache_with_more_bad_images_than_allowed_is_not_accepted(
+    own: Config, write: Write, tmp_path: Path, capsys: Any
+) -> None:
+    (Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"]) / "train 5.png").write_bytes(b"")
+    kwargs(own).update(on_bad_image="skip", max_bad=1)
+    path = write(own)
+    assert [(each["bad"], each["built"]) for each in build(path, "--split", "train", capsys=capsys)] == [(1, True)]
+    command = ["data", "cache", path, "--split", "train", "--workers", "1"]
+    for words in (["--on-invalid", "raise"], ["-o", "dataset.train.dataset.kwargs.max_bad=0"]):
+        said = refused([*command, *words], capsys, tmp_path / "cache")
+        assert tells("\n".join(said), "train.txt:6", "train 5.png")
+    assert [(each["bad"], each["built"]) for each in build(path, "--split", "train", capsys=capsys)] == [(1, False)]
+
+
+def test_any_number_of_bad_images_is_left_out_of_a_folder(own: Config, tmp_path: Path, capsys: Any) -> None:
+    """``max_bad`` is that of the training."""
+    folder = Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"])
+    for number in (3, 5):
+        (folder / f"train {number}.png").write_bytes(b"")
+    words = ["--out", str(tmp_path / "of folder"), "--on-invalid", "skip"]
+    assert [each["bad"] for each in build(str(folder), *words, capsys=capsys)] == [2]
+
+
+class Failing(PillowReader):
+    """Cannot read one image, for a reason of its own."""
+
+    def __init__(self, error: Exception, image_dir: str) -> None:
+        super().__init__(image_dir=image_dir)
+        self.error = error
+
+    def __call__(self, source: str | bytes, name: str | None = None) -> Any:
+        if "train 5.png" in f"{source!r} {name}":
+            raise self.error
+        return super().__call__(source, name)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (OSError("no such layer"), UserError, ["no such layer", "--on-invalid"]),
+        (OSError(errno.EIO, "Input/output error"), StorageError, ["Input/output error"]),
+        (EOFError("ran out"), EOFError, ["ran out"]),
+    ],
+    ids=["plain", "disk", "bug"],
+)
+def test_what_a_reader_of_ones_own_raises(
+    own: Config, tmp_path: Path, error: Exception, expected: type[Exception], words: list[str]
+) -> None:
+    folder = kwargs(own)["image_reader"]["kwargs"]["image_dir"]
+    files = read_table(TableSpec(kwargs(own)["meta_file"], "imagenet", folder))
+    with pytest.raises(expected) as raised:
+        build_cache(files, Failing(error, folder), tmp_path / "new", CacheSettings(), lambda batches, number: batches)
+    said = "\n".join([str(raised.value), *getattr(raised.value, "__notes__", ())])
+    assert tells(said, *words)
+    assert "train 5.png" in said or sys.version_info < (3, 11)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_full_disk_is_seen_before_the_start(

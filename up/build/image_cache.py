@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 from torchvision.transforms import v2
 
 from up.build.data import Phase, section_of, whole_dataset
-from up.data.bad_images import BadImage, BadImages, UnreadableImages
+from up.data.bad_images import BadImage, BadImages, UnreadableImages, name_image
 from up.data.cache import (
     ENTRY,
     IMAGES,
@@ -38,7 +38,7 @@ from up.data.cache import (
     shrunk,
     yuv420,
 )
-from up.data.dataset import KeyedDataset
+from up.data.dataset import KeyedDataset, explained
 from up.data.listing import Listing
 from up.data.loader import Workers, fetched
 from up.data.readers import Reader
@@ -47,7 +47,7 @@ from up.data.sampler import EvalBatches
 from up.data.transforms.image import size_of
 from up.data.transforms.table import RandomResizedCrop
 from up.engine.rows import require_space
-from up.errors import StorageError, UserError
+from up.errors import Ending, StorageError, UserError
 from up.files import TEMPORARY, make_folder, sha256_of, sync_folder, write_atomically, write_json
 from up.tasks.experiment import Experiment
 from up.types import Record
@@ -71,6 +71,10 @@ class CacheSettings:
     on_invalid: OnInvalid = "raise"
     max_bad: float = 0.01
     workers: int = 1
+
+    def most_bad(self, images: int) -> int:
+        """Return the largest allowed number of ``images`` that cannot be read."""
+        return BadImages(max_bad=self.max_bad, total=images).limit if self.on_invalid == "skip" else 0
 
     def manifest(self, reader: Reader) -> Record:
         """Return what decides the pixels, as in a manifest."""
@@ -156,10 +160,12 @@ def _save(path: Path, values: NDArray[np.generic]) -> None:
 
 
 def _fits(folder: Path, files: Listing, reader: Reader, settings: CacheSettings) -> bool:
-    """Whether ``folder`` has a complete cache of these files by these settings."""
+    """Whether ``folder`` has a complete cache of these files by these settings, and no more bad images than they allow."""
     with suppress(UserError):
         cache = ImageCache(folder)
         cache.places_of(files, reader)
+        if len(cache.manifest["bad"]) > settings.most_bad(cache.manifest["images"]):
+            return False
         return {name: cache.manifest[name] for name in settings.manifest(reader)} == settings.manifest(reader)
     return False
 
@@ -217,7 +223,7 @@ def _written(file: BinaryIO, made: _Made, track: Track) -> tuple[Record, NDArray
     settings, number = made.settings, len(made.files)
     index, bad, at, resized = np.zeros(number, ENTRY), {}, 0, 0
     kinds: set[tuple[int, bool]] = set()  # channels, and whether the image is of Pillow
-    limit = BadImages(max_bad=settings.max_bad, total=number).limit if settings.on_invalid == "skip" else 0
+    limit = settings.most_bad(number)
     batches = EvalBatches(number, batch_size=_BATCH, rank=0, world_size=1)
     workers = Workers(settings.workers if settings.workers > 1 else 0)  # a single process may be this one
     for batch in track(fetched(made, batches, workers=workers, collate=_together), len(batches)):
@@ -270,8 +276,14 @@ class _Made:
             entry["source_digest"] = digest_of(encoded)  # of a damaged image too: a copy of it has another time
             image = self.files.read(key.index, self.reader)
         except (BadImage, OSError) as error:
-            reason = error.reason if isinstance(error, BadImage) else f"cannot be read ({error.strerror})"
-            return Sample(block=np.zeros(0, np.uint8), entry=entry, kind=None, resized=False, reason=reason, index=key.index)
+            bad = explained(error, path) if isinstance(error, OSError) else error
+            if not isinstance(bad, BadImage):
+                raise bad from None
+            return Sample(block=np.zeros(0, np.uint8), entry=entry, kind=None, resized=False, reason=bad.reason, index=key.index)
+        except Exception as error:
+            if not isinstance(error, Ending):
+                name_image(error, path)
+            raise
         small = shrunk(image, self.settings.short_side)
         block = self._stored(encoded, small, is_whole=small is image)
         entry["bytes"], (entry["height"], entry["width"]) = len(block), (0, 0) if self.settings.form == "jpeg" else size_of(small)

@@ -119,7 +119,7 @@ def from_images(arguments: argparse.Namespace) -> Record:
     part = {"type": arguments.reader, "kwargs": {"image_dir": arguments.image_dir}}
     reader: Reader = build_part(part, "image_reader", {"image_reader": READERS}, path="image_reader")
     files = read_table(TableSpec(str(path), kind, arguments.image_dir))
-    settings = settings_of(arguments, None, "raise", 0.01)
+    settings = settings_of(arguments, None, "raise", max_bad=len(files))
     return {"split": "", **build_cache(files, reader, arguments.out, settings, with_progress), "used": False}
 
 

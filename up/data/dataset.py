@@ -317,17 +317,25 @@ def read_sample(dataset: KeyedDataset, index: int, see: See | None = None) -> Sa
     try:
         sample = dataset.read(index) if see is None else dataset.read_view(index, see())
     except OSError as error:
-        if isinstance(error, Ending) or error.errno in _OF_THE_PROCESS:
+        if (found := explained(error, dataset.where(index))) is error:
             raise
-        bad = BadImage(dataset.where(index), str(error))
-        if error.errno not in _UNREADABLE:
-            raise StorageError.of(bad.problems) from error
-        raise bad from error
+        raise found from error
     what = form_problem(sample) or dataset.sample_problem(sample)
     if what is not None:
         raise PartError(type(dataset), f"{called(type(dataset))}.read({index}) {what}")
     sample.setdefault("filename", str(index))
     return sample
+
+
+def explained(error: OSError, where: str) -> OSError | BadImage:
+    """Return ``BadImage`` for an error of the file ``where``, and ``StorageError`` for one of its disk.
+
+    An ``Ending``, and an error for which the loader has a remedy, is returned unchanged.
+    """
+    if isinstance(error, Ending) or error.errno in _OF_THE_PROCESS:
+        return error
+    bad = BadImage(where, str(error))
+    return bad if error.errno in _UNREADABLE else StorageError.of(bad.problems)
 
 
 def form_problem(sample: object) -> str | None:
