@@ -10,19 +10,21 @@ from torch import nn
 
 from up.build.data import channels_of, input_size_of, input_spec_of, preprocessing_of_images, spec_after
 from up.config.parts import DerivedArguments
+from up.config.tree import DEFAULT
 from up.distill.build import Distillation, Student, build_distillation
 from up.distill.section import is_distillation
 from up.distributed import group
 from up.distributed.group import is_parallel
 from up.engine.parallel import blocks_of
 from up.engine.precision import Precision, fast_mode
-from up.errors import Problem
+from up.errors import Problem, UserError
 from up.models.adapter import recompute_activations
 from up.models.backbones import BACKBONES
 from up.models.init import start_small
-from up.models.net import Net
+from up.models.net import FREEZE_KEY, Net
 from up.models.norm import special_bn_init, sync_batchnorms
 from up.models.onednn import compute_in_float32_where_bf16_is_wrong, keep_narrow_shortcuts_contiguous
+from up.models.patterns import require_matches
 from up.models.pretrained import preprocessing_of, variant_needed
 from up.models.regions import compile_regions
 from up.models.weights import load_weights, read_state
@@ -58,13 +60,10 @@ def build_net(
     seed_all(key(runtime.random_seed, _NET))
     modules: dict[str, nn.Module] = {}
     spec, channels = input_spec_of(experiment), channels_of(experiment)
-    freeze: list[str] = []
     previous = ""
     for index, entry in enumerate(entries):
         if entry.type == "self":
-            freeze += entry.freeze_patterns
             continue
-        freeze += [_own_pattern(entry.name, pattern) for pattern in entry.freeze_patterns]
         kind = net_kind(experiment, entry)
         with experiment.placing(f"{place}.{index}"):
             known = experiment.task.derived_for_module(kind, derived, modules.get(entry.prev or previous), entry)
@@ -80,7 +79,8 @@ def build_net(
             _recompute_if_asked(experiment, modules[entry.name])
         previous = entry.name
     with experiment.placing(place):
-        net = Net(list(modules.items()), prev={entry.name: entry.prev for entry in entries if entry.prev}, freeze_patterns=freeze)
+        net = Net(list(modules.items()), prev={entry.name: entry.prev for entry in entries if entry.prev})
+    _freeze(experiment, net, entries, place)
     if runtime.special_bn_init:
         values = runtime.special_bn_init
         special_bn_init(net) if values is True else special_bn_init(net, eps=values.eps, momentum=values.momentum)
@@ -95,9 +95,33 @@ def _recompute_if_asked(experiment: Experiment, backbone: nn.Module) -> None:
                 recompute_activations(backbone)
 
 
+def _freeze(experiment: Experiment, net: Net, entries: NetSection, place: str) -> None:
+    """Freeze what ``freeze_patterns`` match. Raises ``ConfigError`` with the lines of all that match nothing."""
+    names = [name for name, _ in (*net.named_parameters(), *net.named_buffers())]
+    patterns: list[str] = []
+    problems: list[Problem] = []
+    for index, entry in enumerate(entries):
+        is_net, prefix, path = entry.type == "self", f"{entry.name}.", f"{place}.{index}.{FREEZE_KEY}"
+        if is_net and experiment.decoded.origins.of(path) == DEFAULT:
+            path = f"{place}.{index}.kwargs.{FREEZE_KEY}"
+        known = names if is_net else [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        for number, pattern in enumerate(entry.freeze_patterns):
+            try:
+                require_matches([pattern], known, key=f"{path}.{number}")
+            except UserError as error:
+                problems += error.problems
+            patterns.append(pattern if is_net else _own_pattern(entry.name, pattern))
+    experiment.raise_if_any(problems)
+    with experiment.placing(place):
+        net.freeze(patterns)
+
+
 def _own_pattern(name: str, pattern: str) -> str:
     """Turn a freeze pattern of a module into a pattern of the whole net."""
-    return rf"r:^{re.escape(name)}\..*(?:{pattern[2:]})" if pattern.startswith("r:") else f"{name}.{pattern}"
+    if not pattern.startswith("r:"):
+        return f"{name}.{pattern}"
+    between, own = ("", pattern[3:]) if pattern.startswith("r:^") and "|" not in pattern else (".*", pattern[2:])
+    return rf"r:^{re.escape(name)}\.{between}(?:{own})"
 
 
 def load_start_weights(experiment: Experiment, net: Net, class_names: list[str] | None) -> list[str]:
