@@ -304,3 +304,17 @@ def test_int8_refused_with_the_numbers(many_images: Config, tmp_path: Path, caps
     assert tells(said, "min and max", "loses")
     assert tells(said, "allowed", "-100", "--max-drop")
     assert not (tmp_path / "out").exists()
+
+
+def test_int8_of_a_transformer_needs_no_images_to_calibrate(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ranges are those of each batch; 46 training images would be too few."""
+    config["net"][0] = {"name": "backbone", "type": "timm", "kwargs": {"model_name": "test_vit"}}
+    path = write_config(config, tmp_path)
+    ckpt = drawn_checkpoint(path, tmp_path / "ckpt.pth", list(CLASSES))
+    words = ["--quantize", "int8", "--min-speedup", "0", "--max-drop", "100"]
+    manifest = open_package(exported(path, *words, folder=tmp_path / "out", ckpt=ckpt)).manifest
+    assert manifest.quantization is not None
+    assert (manifest.quantization.method, manifest.quantization.images) == ("dynamic", 0)
+    assert "calibrate" not in capsys.readouterr().out

@@ -90,7 +90,12 @@ def read(parser: CommandParser, words: list[str]) -> tuple[argparse.Namespace, E
     max_drop = "int8: largest loss of the main metric, in its unit (default: 1 percentage point)"
     parser.add_argument("--max-drop", type=finite, help=max_drop)
     parser.add_argument("--min-speedup", type=finite, default=1.0, help="int8: smallest speed-up on this machine, as a factor")
-    parser.add_argument("--calibration-images", type=positive, default=256, help="int8: number of calibration images, at least 128")
+    parser.add_argument(
+        "--calibration-images",
+        type=positive,
+        default=256,
+        help="int8: number of calibration images, at least 128; none of transformers",
+    )
     parser.add_argument(
         "--metric-images",
         type=natural,

@@ -226,14 +226,16 @@ class _Exporter:
         """Quantize by the first candidate within the limits. Raises ``UserError`` with the numbers of all if none is."""
         if self.samples.dataset is None:
             raise UserError("the loss of accuracy is measured on dataset.test", key=_INT8, fix="Leave --images out.")
-        samples, chosen = self._calibration()
+        candidates = quantize.candidates_for(graph)
+        is_dynamic = all(each.method == "dynamic" for each in candidates)  # which finds its ranges in each batch
+        samples, chosen = (self.samples, []) if is_dynamic else self._calibration()
         numbers, options, shown = self._numbers(None), self.options, self.experiment.task.in_unit
         before, failures = self._measured(fp32, numbers), []
 
         def calibration() -> Iterator[Floats]:
             return (batch.image.numpy() for batch in samples.batches(chosen))
 
-        for candidate in quantize.candidates_for(graph):
+        for candidate in candidates:
             made = quantize.quantized(graph, candidate, calibration)
             session = Session(serialized(made), "the quantized graph")
             after = self._measured(session, numbers)
@@ -254,7 +256,7 @@ class _Exporter:
                 return made, Quantization(
                     method=candidate.method,
                     calibration=candidate.calibration,
-                    images=0 if candidate.method == "dynamic" else len(chosen),
+                    images=len(chosen),
                     fp32=before.value,
                     int8=after.value,
                     max_drop=self.max_drop,
