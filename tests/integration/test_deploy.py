@@ -201,6 +201,12 @@ def test_strict_kestrel(config_file: Path, images: Path, tmp_path: Path, capsys:
     )
 
 
+@pytest.mark.parametrize("words", [["--meta-type", "csv"], ["--image-dir", "images"]])
+def test_words_of_a_meta_file_that_is_not_named(words: list[str], package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(["verify", str(package), *words], capsys)
+    assert tells(line, words[0], "--meta FILE")
+
+
 def test_a_repository_of_triton(config_file: Path, package: Path, tmp_path: Path) -> None:
     words = ["--to", "triton", "--save_to", str(tmp_path), "--config", str(config_file)]
     assert main(["to_kestrel", *words]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import json
 import random
@@ -131,10 +132,18 @@ def test_json_and_bytes_get_the_same(server: Server, package: Path, photos: list
     assert server.predict(("a.jpg", data), query="?topk=3").json["results"][0]["predictions"] == whole[0]
 
 
+TOPK_TWICE = 2 * b'--b\r\nContent-Disposition: form-data; name="topk"\r\n\r\n1\r\n' + b"--b--\r\n"
 REFUSED = {
     "no image": (lambda s: s.predict(), 400, "no_image", "multipart"),
     "field without @": (lambda s: s.predict(image="a.jpg"), 400, "not_a_file", "@"),
     "topk": (lambda s: s.predict(("a", GOOD), topk="0"), 400, "bad_topk", ""),
+    "long topk": (lambda s: s.predict(("a", GOOD), topk="1" * 200_000), 400, "bad_topk", ""),
+    "topk twice": (
+        lambda s: s.ask("POST", "/predict", TOPK_TWICE, {"content-type": "multipart/form-data; boundary=b"}),
+        400,
+        "bad_topk",
+        "once",
+    ),
     "no JSON": (lambda s: s.predict_json(b"{"), 400, "malformed_body", "application/json"),
     "unknown key": (lambda s: s.predict_json({"imgs": []}), 400, "malformed_body", "images"),
     "type": (lambda s: s.ask("POST", "/predict", b"x", {"content-type": "text/csv"}), 415, "unsupported_media_type", "image/png"),
@@ -589,17 +598,24 @@ def test_other_answers(kind: Any, photos: list[Path], tmp_path: Path, capsys: py
         assert server.get("/metadata").json["answer"] in ("boxes", "pixels")
 
 
+def in_use(*_: object, **__: object) -> socket.socket:
+    raise OSError(errno.EADDRINUSE, "Address already in use")
+
+
 def test_what_cannot_be_served(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         (line,) = refused(["serve", str(package), "--port", str(port)], capsys, tmp_path)
         assert tells(line, f"--port {port}", "in use", f"--port {port + 1}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "create_server", in_use)
+        (line,) = refused(["serve", str(package), "--port", "65535"], capsys)
+        assert tells(line, "in use", "--port 65534")
     (line,) = refused(["serve", str(package), "--host", "203.0.113.7", "--port", "0"], capsys)
     assert tells(line, "203.0.113.7", "--host")
     (line,) = refused(["serve", str(package), "--host", "a..b", "--port", "0"], capsys)
     assert tells(line, "a..b", "--host", "address")
-    (line,) = refused(["serve", str(package), "--port", "70000"], capsys)
-    assert tells(line, "--port", "70000", "65535")
+
     (line,) = refused(["serve", str(tmp_path / "none.tar")], capsys)
     assert tells(line, "none.tar", "no such file")
     config = tmp_path / "a.yaml"
@@ -619,6 +635,24 @@ def test_what_cannot_be_served(package: Path, tmp_path: Path, capsys: pytest.Cap
     unknown["up_bundle.json"] = json.dumps(manifest).encode()
     (line,) = refused(["serve", str(packages.package(tmp_path, packages.resealed(unknown), "poses_1.0.0.tar"))], capsys)
     assert tells(line, "poses_1.0.0.tar", "answer", "poses")
+
+
+ABSURD = {
+    "--port": ("70000", "0 to 65535"),
+    "--threads": ("3000000000", "1 to 1024"),
+    "--workers": ("9" * 40, "18 digits"),
+    "--max-wait-ms": ("1e14", "0 to 60000"),
+    "--read-timeout": ("0", "above 0"),
+    "--drain": ("1e9", "0 to 86400"),
+    "--queue": ("10000000000", "1 to 1000000"),
+}
+
+
+@pytest.mark.parametrize("flag", ABSURD)
+def test_absurd_numbers(flag: str, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value, expected = ABSURD[flag]
+    (line,) = refused(["serve", str(package), flag, value], capsys)
+    assert tells(line, flag, value[:20].rstrip("0"), expected)
 
 
 def test_a_missing_extra_is_one_line(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from tests.harness.facts import tells
 from tests.harness.refusals import refused
 from up.__main__ import main
 from up.commands.shortcuts import Shortcuts
+from up.commands.train_arguments import parse, shortcut_overrides
+from up.distributed.signals import LAUNCHER_PID
 from up.schema.decode import load_config
 from up.schema.sections import Config as Sections
 
@@ -197,8 +199,21 @@ def test_on_the_command_line(config: Config, write: Write, tmp_path: Path, capsy
     assert json.loads((tmp_path / "run" / "status.json").read_text())["epoch"] == 1
 
 
-@pytest.mark.parametrize("words", [["--epochs", "0"], ["--lr", "fast"], ["--batch-size", "-1"], ["--img-size", "224px"]])
+@pytest.mark.parametrize(
+    "words", [["--epochs", "0"], ["--lr", "fast"], ["--batch-size", "-1"], ["--img-size", "224px"], ["--img-size", "1"]]
+)
 def test_values_that_are_none(words: list[str], config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(["train", write(config), *words], capsys)
     assert words[0] in line
     assert words[1] in line
+
+
+def test_ranks_of_a_launch_do_not_repeat_what_the_launcher_prints(
+    config: Config, write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = parse(["train", write(config), "--epochs", "1"])
+    assert shortcut_overrides(arguments, [])
+    assert capsys.readouterr().err.count("--epochs sets") == 1
+    monkeypatch.setenv(LAUNCHER_PID, "1")
+    assert shortcut_overrides(arguments, [])
+    assert capsys.readouterr().err == ""

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import wraps
+from typing import TypeVar
 
-from up.distributed.launch import Launch
+from up.distributed.launch import LARGEST_PORT, Launch
+from up.text import shortened
 from up.tracking.console import JSON, QUIET, output_as
+
+NumberT = TypeVar("NumberT", int, float)
+_SIDES = (8, 16_384)
+_DIGITS = 18  # of a whole number, which fits into 64 bits
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +29,26 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
         help="launcher of the ranks: this command (pytorch), srun or mpirun (default: by the environment, else pytorch)",
     )
     group.add_argument(
-        "--ng", "--num_gpus_per_machine", type=int, metavar="N", help="processes on this host (default with --launch: one per GPU)"
+        "--ng",
+        "--num_gpus_per_machine",
+        type=threads,
+        metavar="N",
+        help="processes on this host (default with --launch: one per GPU)",
     )
-    group.add_argument("--nm", "--num_machines", type=int, default=1, metavar="M", help="number of hosts; each runs this command")
-    group.add_argument("--node-rank", type=int, default=0, metavar="R", help="number of this host, from 0")
+    group.add_argument(
+        "--nm",
+        "--num_machines",
+        type=at_most(65_536, positive),
+        default=1,
+        metavar="M",
+        help="number of hosts; each runs this command",
+    )
+    group.add_argument("--node-rank", type=natural, default=0, metavar="R", help="number of this host, from 0")
     group.add_argument("--rdzv", metavar="HOST:PORT", help="rendezvous endpoint: address and port on the first host")
-    group.add_argument("--port", type=int, help="rendezvous port when there is one host (default: a free one)")
-    group.add_argument("--max-restarts", type=int, default=0, metavar="K", help="maximum number of restarts after a rank fails")
+    group.add_argument(
+        "--port", type=at_most(LARGEST_PORT, natural), help="rendezvous port when there is one host (default: a free one)"
+    )
+    group.add_argument("--max-restarts", type=natural, default=0, metavar="K", help="maximum number of restarts after a rank fails")
     group.add_argument(
         "--backend",
         metavar="NAME",
@@ -91,6 +112,31 @@ def amount(text: str) -> float:
     return value
 
 
+def at_most(most: int, parse: Callable[[str], NumberT]) -> Callable[[str], NumberT]:
+    """Return ``parse``, one of the parsers above, with an upper limit."""
+
+    @wraps(parse)  # its name is that of the value in the help
+    def limited(text: str) -> NumberT:
+        value = parse(text)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"got {text}, expected a number from {1 if parse is positive else 0} to {most}")
+        return value
+
+    return limited
+
+
+threads = at_most(1024, positive)
+"""Parse a number of threads or processes of this machine, for argparse."""
+
+
+def pixels(text: str) -> int:
+    """Parse a side of images in pixels, for argparse."""
+    value = positive(text)
+    if not _SIDES[0] <= value <= _SIDES[1]:
+        raise argparse.ArgumentTypeError(f"got {value}, expected {_SIDES[0]} to {_SIDES[1]} pixels")
+    return value
+
+
 def image_size(text: str) -> tuple[int, int, int]:
     """Parse ``3x224x224`` or ``3,224,224`` as (channels, height, width), for argparse."""
     words = text.lower().replace(",", "x").split("x")
@@ -101,6 +147,8 @@ def image_size(text: str) -> tuple[int, int, int]:
 
 
 def _at_least(least: int, text: str, expected: str) -> int:
+    if text.isdecimal() and len(text) > _DIGITS:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} has more than {_DIGITS} digits")
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not {expected}")
     return int(text)

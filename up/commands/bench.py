@@ -17,7 +17,7 @@ from up.bench.own import rows_for
 from up.bench.runner import measure
 from up.bench.statistics import Outcome
 from up.bench.table import COLUMNS, cells_of
-from up.commands.arguments import positive
+from up.commands.arguments import amount, at_most, positive, threads
 from up.commands.inputs import expect_config, expect_training_files
 from up.commands.parser import CommandParser
 from up.commands.tables import print_tables, table_of
@@ -66,8 +66,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--against", type=_names, default=[], metavar="NAMES", help="peers, such as timm,bare (default: all)")
     parser.add_argument("--only", type=_names, default=[], metavar="NAMES", help="rows whose names contain one of these")
     parser.add_argument("--rounds", type=positive, help="number of fresh processes a cell (default: 5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds that a cell measures after its warm-up")
-    parser.add_argument("--threads", type=positive, help="threads and CPUs of a cell (default: all CPUs, 16 at most)")
+    parser.add_argument("--seconds", type=at_most(3600, amount), default=3.0, help="seconds that a cell measures after its warm-up")
+    parser.add_argument("--threads", type=threads, help="threads and CPUs of a cell (default: all CPUs, 16 at most)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the cells that use one")
     parser.add_argument(
         "--clock",

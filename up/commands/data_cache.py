@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import positive
+from up.commands.arguments import pixels, threads
 from up.commands.check import with_progress
 from up.commands.inputs import load_checked
 from up.commands.parser import CommandParser
@@ -62,11 +62,11 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the cache (default: `cache` of the data set)")
     parser.add_argument("--form", choices=("rgb", "yuv420", "jpeg"), default="rgb", help="how images are stored")
     what = "shorter side of larger images in pixels (default: what the transforms need, else 256)"
-    parser.add_argument("--short-side", type=positive, metavar="N", help=what)
+    parser.add_argument("--short-side", type=pixels, metavar="N", help=what)
     parser.add_argument("--quality", type=int, choices=range(95, 101), default=95, metavar="95..100", help="quality of jpeg")
     what = "raise: stop at an image that cannot be read; skip: leave it to on_bad_image (default: as on_bad_image)"
     parser.add_argument("--on-invalid", choices=("raise", "skip"), help=what)
-    parser.add_argument("--workers", type=positive, metavar="N", help="processes that read images (default: one a processor)")
+    parser.add_argument("--workers", type=threads, metavar="N", help="processes that read images (default: one a processor)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     group = parser.add_argument_group("images without a YAML file")
     group.add_argument("--image-dir", metavar="FOLDER", help="folder that the names of a list are relative to")

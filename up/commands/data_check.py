@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from up.commands.arguments import positive
+from up.commands.arguments import threads
 from up.commands.check import with_progress
 from up.commands.inputs import expect_writable, load_checked
 from up.commands.parser import CommandParser
@@ -69,7 +69,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
         "--out", type=Path, default=Path(), metavar="FOLDER", help="folder of data_report.html and .json (default: .)"
     )
     parser.add_argument("--max-distance", type=int, choices=range(13), default=4, metavar="BITS", help="of 64 bits, 0 to 12")
-    parser.add_argument("--workers", type=positive, metavar="N", help="processes that read images (default: one a processor)")
+    parser.add_argument("--workers", type=threads, metavar="N", help="processes that read images (default: one a processor)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of text")
     parser.add_config(required=False, among="images")
     arguments: argparse.Namespace = parser.read(words)

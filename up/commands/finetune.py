@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from up.commands.arguments import add_launch, add_output, backend_overrides, finite, launch_of, output_of, positive
+from up.commands.arguments import add_launch, add_output, backend_overrides, finite, launch_of, output_of, pixels, positive
 from up.commands.parser import CommandParser
 from up.commands.train import train_on
 from up.schema.finetune import StrategyName
@@ -59,7 +59,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     data.add_argument(
         "--val", type=Path, metavar="DIR_OR_LIST", help="images for validation (default: val beside train, else a split)"
     )
-    data.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size (default: that of the weights or the images)")
+    data.add_argument("--img-size", type=pixels, metavar="PIXELS", help="image size (default: that of the weights or the images)")
     network = parser.add_argument_group("network")
     network.add_argument(
         "--model", metavar="NAME", help="backbone, timm:NAME, FILE.pth or run folder (default: chosen for the machine)"

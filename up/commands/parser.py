@@ -47,7 +47,7 @@ UP_FLAGS = {
 """Flags of UP's commands. A command that defines such a flag gives it a meaning."""
 
 
-_METAVARS = {"Path": "PATH", "int": "N", "positive": "N", "natural": "N", "finite": "NUMBER", "amount": "NUMBER"}
+_METAVARS = {"Path": "PATH", "int": "N", "positive": "N", "natural": "N", "pixels": "N", "finite": "NUMBER", "amount": "NUMBER"}
 
 
 class PlainHelp(argparse.RawDescriptionHelpFormatter):

@@ -22,7 +22,7 @@ from up.bundle.images import find_images
 from up.bundle.predictions import Prediction, drawn, rendered, with_masks
 from up.bundle.predictor import Predictor
 from up.command_line import CommandLine
-from up.commands.arguments import positive
+from up.commands.arguments import positive, threads
 from up.commands.inputs import expect_checkpoint, expect_package, load_checked
 from up.commands.next_steps import next_commands, with_checkpoint
 from up.commands.parser import CommandParser
@@ -141,7 +141,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("-c", "--ckpt", type=Path, help="checkpoint (default: the best of the run, an average included)")
     parser.add_argument("--topk", type=positive, help="classes per image (default: 5, or the number in the package)")
     parser.add_argument("--batch-size", type=positive, default=32, help="images per forward pass")
-    parser.add_argument("--threads", type=positive, default=min(8, available_processors()), help="threads that decode images")
+    parser.add_argument("--threads", type=threads, default=min(8, available_processors()), help="threads that decode images")
     parser.add_argument("--format", choices=("table", "json", "jsonl", "csv"), default="table", help="format of the predictions")
     parser.add_argument("--output", type=Path, help="write the predictions to this file")
     parser.add_argument("-v", "--vis-dir", type=Path, help="also draw the result on each image, into this folder")

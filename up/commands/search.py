@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import add_output, output_of, positive
+from up.commands.arguments import add_output, output_of, threads
 from up.commands.inputs import expect_config
 from up.commands.parser import CommandParser
 from up.distributed.signals import handled
@@ -46,7 +46,7 @@ def main(words: list[str]) -> int:
             "--no-files", action="store_true", help="check the YAML file only, without meta files, images and weights"
         )
     if subcommand in ("", "worker"):
-        parser.add_argument("--workers", type=positive, metavar="N", help="trials at once on this host (default: search.workers)")
+        parser.add_argument("--workers", type=threads, metavar="N", help="trials at once on this host (default: search.workers)")
         add_output(parser)
     parser.add_config()
     if not subcommand and rest and rest[0].isalpha() and not Path(rest[0]).exists():

@@ -9,10 +9,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import amount, natural, positive
+from up.commands.arguments import amount, at_most, natural, positive, threads
 from up.commands.inputs import expect_package
 from up.commands.next_steps import listed
 from up.commands.parser import CommandParser
+from up.distributed.launch import LARGEST_PORT
 from up.distributed.signals import end_process
 from up.errors import UserError
 from up.processors import available_processors
@@ -21,6 +22,7 @@ from up.text import count
 if TYPE_CHECKING:
     from up.bundle.manifest import Manifest
 
+_A_DAY = 86_400  # seconds
 _EXAMPLES = """
 The page is at http://127.0.0.1:8000/. From programs:
   curl -F image=@a.jpg -F image=@b.jpg http://127.0.0.1:8000/predict
@@ -81,28 +83,43 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = CommandParser("serve")
     parser.epilog = f"{parser.epilog}\n{_EXAMPLES}"
     parser.add_argument("package", type=Path, metavar="FILE.tar", help="a package of `up to_kestrel`, or a graph of `up to_onnx`")
-    parser.add_argument("--port", type=natural, default=8000, help="port, 0 for a free one")
+    parser.add_argument("--port", type=at_most(LARGEST_PORT, natural), default=8000, help="port, 0 for a free one")
     parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0 for all networks, without authentication")
     parser.add_argument("--provider", default="cpu", help="execution provider of onnxruntime: cpu, cuda, tensorrt, auto")
-    parser.add_argument("--topk", type=positive, help="classes per image (default: 5, or the number in the package)")
+    parser.add_argument(
+        "--topk", type=at_most(10**9, positive), help="classes per image (default: 5, or the number in the package)"
+    )
     group = parser.add_argument_group("throughput")
     group.add_argument(
-        "--threads", type=positive, default=available_processors(), help="threads that decode images, and threads of onnxruntime"
+        "--threads", type=threads, default=available_processors(), help="threads that decode images, and threads of onnxruntime"
     )
-    group.add_argument("--workers", type=positive, default=1, help="batches that run at a time, each with its share of the threads")
-    group.add_argument("--max-batch", type=positive, default=8, help="images of a batch")
-    group.add_argument("--max-wait-ms", type=amount, default=5.0, help="time a batch waits for images that are still being decoded")
+    group.add_argument("--workers", type=threads, default=1, help="batches that run at a time, each with its share of the threads")
+    group.add_argument("--max-batch", type=at_most(65_536, positive), default=8, help="images of a batch")
+    group.add_argument(
+        "--max-wait-ms",
+        type=at_most(60_000, amount),
+        default=5.0,
+        help="time a batch waits for images that are still being decoded",
+    )
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--queue", type=positive, default=128, help="images held at a time; beyond it a request gets 503")
+    limits.add_argument(
+        "--queue", type=at_most(1_000_000, positive), default=128, help="images held at a time; beyond it a request gets 503"
+    )
     limits.add_argument("--max-images", type=positive, default=64, help="images of a request")
     limits.add_argument("--max-bytes", type=positive, default=32_000_000, help="bytes of a body; 8 times as many of all bodies")
     limits.add_argument("--max-pixels", type=positive, default=50_000_000, help="pixels of an image, at most those of the package")
-    limits.add_argument("--read-timeout", type=amount, default=30.0, help="seconds within which a request must arrive")
-    limits.add_argument("--keep-alive", type=amount, default=5.0, help="seconds that an idle connection stays open")
-    limits.add_argument("--drain", type=amount, default=30.0, help="seconds to answer what was accepted, after the first signal")
+    limits.add_argument(
+        "--read-timeout", type=at_most(_A_DAY, amount), default=30.0, help="seconds within which a request must arrive"
+    )
+    limits.add_argument(
+        "--keep-alive", type=at_most(_A_DAY, amount), default=5.0, help="seconds that an idle connection stays open"
+    )
+    limits.add_argument(
+        "--drain", type=at_most(_A_DAY, amount), default=30.0, help="seconds to answer what was accepted, after the first signal"
+    )
     arguments = parser.read(words[1:])
-    if arguments.port > 65535:
-        raise UserError("--port", got=arguments.port, expected="a number up to 65535")
+    if arguments.read_timeout == 0:
+        raise UserError("--read-timeout", got=arguments.read_timeout, expected="a number above 0")
     if arguments.max_images > arguments.queue:
         raise UserError("--max-images", got=arguments.max_images, expected=f"at most --queue {arguments.queue}")
     return arguments

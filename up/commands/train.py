@@ -55,8 +55,8 @@ def train_on(request: FinetuneRequest, overrides: list[str], launch: Launch, wor
 
     typed = CommandLine.typed(words)
     with prepared(request, overrides) as made:
-        tell(*made.choices.lines())
-        tell(f"configuration: {made.config}. To repeat or change this training: up train {made.config}")
+        if speaks_for_all():
+            tell(*made.choices.lines(), f"configuration: {made.config}. To repeat or change this training: up train {made.config}")
         expect_config(made.config, overrides)
         command = replace(typed, words=("train", str(made.config), *(["-o", *overrides] if overrides else [])))
         code = launch_and_train(made.config, overrides, launch, words, command, estimates=True)

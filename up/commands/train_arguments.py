@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from up.commands.arguments import add_launch, add_output, backend_overrides, finite, positive
-from up.commands.parser import CommandParser
+from up.commands.arguments import add_launch, add_output, backend_overrides, finite, pixels, positive
+from up.commands.parser import CommandParser, speaks_for_all
 from up.commands.shortcuts import Shortcuts
 from up.errors import UserError
 from up.tracking.console import tell
@@ -30,7 +30,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     group.add_argument("--epochs", type=positive, metavar="N", help="train for N epochs, the learning-rate schedule scaled to them")
     group.add_argument("--lr", type=finite, help="learning rate of the optimizer; those of its groups are scaled with it")
     group.add_argument("--batch-size", type=positive, metavar="N", help="images per step and process")
-    group.add_argument("--img-size", type=positive, metavar="PIXELS", help="image size in pixels; resize and crop keep their ratio")
+    group.add_argument("--img-size", type=pixels, metavar="PIXELS", help="image size in pixels; resize and crop keep their ratio")
     add_output(parser)
     add_launch(parser)
     parser.add_config(what="YAML file, or a folder with one folder of photos per class, for which a YAML file is written")
@@ -67,5 +67,6 @@ def shortcut_overrides(arguments: argparse.Namespace, overrides: list[str]) -> l
     found = Shortcuts(arguments.epochs, arguments.lr, arguments.batch_size, arguments.img_size).overrides(
         arguments.config, overrides
     )
-    tell(*(f"{flag} sets {', '.join(made)}" for flag, made in found.items()))
+    if speaks_for_all():
+        tell(*(f"{flag} sets {', '.join(made)}" for flag, made in found.items()))
     return [override for made in found.values() for override in made]

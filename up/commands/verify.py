@@ -31,6 +31,8 @@ def main(words: list[str]) -> int:
     meta, meta_type = arguments.meta, arguments.meta_type
     if meta is not None and not meta.exists():
         raise UserError(f"--meta {meta}: no such file or folder. Name a meta file, or a folder of class folders.")
+    if meta is None and meta_type is not None:
+        raise UserError("--meta-type: needs --meta FILE, whose format it names.")
     if meta is None and arguments.image_dir is not None:
         raise UserError("--image-dir: needs --meta FILE, whose images are in that folder.")
     from up.bundle.package import open_package

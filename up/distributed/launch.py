@@ -30,6 +30,7 @@ Environment = Mapping[str, str]
 SAVING_S = 3600  # limit for ranks to save after a signal; a scheduler or a second signal ends them earlier
 STARTING_S = 10  # limit for the interpreters of ranks to start
 AGAIN_S = 0.05  # seconds until an exception that Python dropped is raised again
+LARGEST_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def address_and_port(endpoint: str) -> tuple[str, int | None]:
     Raises ``UserError`` for anything else.
     """
     found = re.fullmatch(r"(?:\[(?P<v6>[\w:.%]+)\]|(?P<host>[\w.-]+))(?::(?P<port>\d{1,5}))?", endpoint)
-    if found is None or int(found["port"] or 0) > 65535:
+    if found is None or int(found["port"] or 0) > LARGEST_PORT:
         fix = f"Write [{endpoint.rpartition(':')[0]}]:PORT for an IPv6 address." if endpoint.count(":") > 1 else ""
         raise UserError("--rdzv", got=endpoint, expected="HOST:PORT", fix=fix)
     return found["v6"] or found["host"], int(found["port"]) if found["port"] else None

@@ -15,6 +15,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from up.distributed.launch import LARGEST_PORT
 from up.distributed.signals import StopRequest, handled
 from up.errors import UserError
 from up.serve.app import Service, create_app
@@ -28,7 +29,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
     except OSError as error:
-        in_use = f"Another program listens there; choose another port, such as --port {port + 1}, or 0 for a free one."
+        other = port + 1 if port < LARGEST_PORT else port - 1
+        in_use = f"Another program listens there; choose another port, such as --port {other}, or 0 for a free one."
         fixes = {errno.EADDRINUSE: in_use, errno.EACCES: "Choose a port above 1023."}
         fix = fixes.get(error.errno or 0, "Choose an address of this machine with --host.")
         raise UserError(f"--host {host} --port {port}: {(error.strerror or str(error)).partition(' (')[0]}", fix=fix) from None

@@ -160,7 +160,9 @@ def _of_form(body: bytes, boundary: bytes, most: int) -> Uploads:
         if name != "topk":
             fix = "Send images as files: with curl `-F image=@FILE`, with the @."
             raise RequestError(400, "not_a_file", f"the field {name!r} is not a file", fix)
-        topk = _topk((field.value or b"").decode("utf-8", "replace"))
+        if topk is not None:  # a body of fields alone would take seconds
+            raise RequestError(400, "bad_topk", "the form has more than one field topk", "Send it once.")
+        topk = _topk((field.value or b"")[:_NAME].decode("utf-8", "replace"))
 
     config = {"MAX_MEMORY_FILE_SIZE": float("inf"), "UPLOAD_ERROR_ON_BAD_CTE": True}
     try:
