@@ -75,6 +75,17 @@ def test_the_batch_on_a_cpu_is_limited_by_memory(
     assert ("memory" in chosen.reason) == (size == 2)
 
 
+@pytest.mark.parametrize(("side", "size"), [(32, 4), (256, 2)])
+def test_the_images_that_are_measured_are_those_of_training(
+    auto: Config, write: Write, monkeypatch: pytest.MonkeyPatch, side: int, size: int
+) -> None:
+    """Evaluated ones may be smaller."""
+    auto["dataset"]["train"]["dataset"]["kwargs"]["transformer"][0]["kwargs"]["size"] = side
+    monkeypatch.setattr(fit, "free_memory", lambda: 1 << 24)
+    chosen = {choice.key: choice.value for choice in fit.fitted(load_experiment(Path(write(auto)), []), CPU)[1]}
+    assert chosen["dataset.train.batch_sampler.kwargs.batch_size"] == size
+
+
 @pytest.mark.parametrize(("seconds", "chosen"), [([1.0, 0.5], "bf16"), ([1.0, 0.9], None)])
 def test_bf16_on_a_cpu_must_be_measured_to_be_faster(
     auto: Config, write: Write, monkeypatch: pytest.MonkeyPatch, seconds: list[float], chosen: str | None

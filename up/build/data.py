@@ -146,9 +146,10 @@ def build_reader(experiment: Experiment, source: Phase) -> Reader:
     return built
 
 
-def input_spec_of(experiment: Experiment) -> InputSpec | None:
-    """Return the sizes of images after the test transforms, else after those of training; None where they are unknown."""
-    return spec_after("test", experiment) or spec_after("train", experiment)
+def input_spec_of(experiment: Experiment, source: Phase = "test") -> InputSpec | None:
+    """Return the sizes of images after the transforms of ``source``, else of the other source; None where they are unknown."""
+    other: Phase = "train" if source == "test" else "test"
+    return spec_after(source, experiment) or spec_after(other, experiment)
 
 
 def spec_after(source: Phase, experiment: Experiment) -> InputSpec | None:
@@ -176,14 +177,17 @@ def preprocessing_of_images(experiment: Experiment) -> ImagePreprocessing | None
     return of_operations(operations, channels_of(experiment)) if len(operations) == len(steps) else None
 
 
-def input_size_of(experiment: Experiment) -> Size:
-    """Return height and width of the images, or an example of them. Raises ``ConfigError`` if images keep their own sizes."""
-    spec = input_spec_of(experiment)
-    if spec is None and not any(getattr(experiment.config.dataset, source) for source in PHASES):
-        raise experiment.error("is missing: its transforms give the size of the images", key="dataset.test")
+def input_size_of(experiment: Experiment, source: Phase = "test") -> Size:
+    """Return height and width of the images of ``source``, or an example of them.
+
+    Raises ``ConfigError`` if images keep their own sizes.
+    """
+    spec = input_spec_of(experiment, source)
+    if spec is None and not any(getattr(experiment.config.dataset, each) for each in PHASES):
+        raise experiment.error("is missing: its transforms give the size of the images", key=f"dataset.{source}")
     if spec is None:
         what = "leaves every image its own size (expected torch_center_crop, or torch_resize with [height, width])"
-        raise experiment.error(what, key="dataset.test.dataset.kwargs.transformer")
+        raise experiment.error(what, key=f"dataset.{source}.dataset.kwargs.transformer")
     return spec.size
 
 

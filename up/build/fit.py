@@ -195,7 +195,7 @@ def _step_on(experiment: Experiment, data: Dataset, device: torch.device, precis
 
     def step(images: int) -> None:
         seed_all(key(experiment.config.runtime.random_seed, _PURPOSE))
-        batch = batch_to_device(experiment.task.example(runner.model, input_size_of(experiment), images), device)
+        batch = batch_to_device(experiment.task.example(runner.model, input_size_of(experiment, "train"), images), device)
         with precision.autocast():
             loss = runner.training_step(batch, 0).loss
         loss.backward()  # type: ignore[no-untyped-call]
@@ -226,7 +226,7 @@ def _bytes_of_an_image(experiment: Experiment, data: Dataset) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch = experiment.task.example(runner.model, input_size_of(experiment), 2)
+    batch = experiment.task.example(runner.model, input_size_of(experiment, "train"), 2)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         runner.training_step(batch, 0)
     return sum(kept.values())  # of two images; the gradients of the activations of one take as much again
