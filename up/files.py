@@ -126,6 +126,36 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def damage(path: Path) -> str:
+    """Compare a file with the size and SHA-256 in ``NAME.json`` beside it; returns the difference, empty for none.
+
+    A file without such a record passes. A run may replace both meanwhile: then the new ones are compared.
+    """
+    while (expected := _recorded(path)) is not None:
+        difference = _difference(path, *expected)
+        if not difference or _recorded(path) == expected:
+            return difference
+    return ""
+
+
+def _recorded(path: Path) -> tuple[int, str] | None:
+    try:
+        record = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+        return int(record["bytes"]), str(record["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _difference(path: Path, size: int, sha256: str) -> str:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"{found:,} of {size:,} bytes"
+        return "" if sha256_of(path) == sha256 else "sha256 mismatch"
+    except FileNotFoundError:
+        return "deleted meanwhile"
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,7 +12,18 @@ import pytest
 
 from tests.harness.facts import facts
 from up.errors import StorageError
-from up.files import best_of_run, make_folder, sha256_of, title_of, unwritable, write_atomically, write_json, write_text
+from up.files import (
+    best_of_run,
+    damage,
+    make_folder,
+    sha256_of,
+    title_of,
+    unwritable,
+    write_atomically,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_replaces_whole_files(tmp_path: Path) -> None:
@@ -40,6 +52,35 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         write_atomically(path, full)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_file_that_is_replaced_while_it_is_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """As ``ckpt_best.pth`` is by its run during an evaluation."""
+    path, left = tmp_path / "a.pth", [*range(others)]
+
+    def save(content: bytes) -> None:
+        write_bytes(path, content)
+        write_json(tmp_path / "a.pth.json", {"bytes": len(content), "sha256": sha256(content).hexdigest()})
+
+    def slow(of: Path) -> str:
+        if left:
+            save(b"content %d" % left.pop())
+        return sha256_of(of)
+
+    save(b"content 9")
+    with monkeypatch.context() as patched:
+        patched.setattr("up.files.sha256_of", slow)
+        assert damage(path) == ""
+    assert left == []
+    path.write_bytes(b"content 8")
+    assert damage(path) == "sha256 mismatch"
+    path.write_bytes(b"content")
+    assert damage(path) == "7 of 9 bytes"
+    (tmp_path / "a.pth.json").unlink()
+    assert damage(path) == ""
 
 
 def test_a_read_only_disk_is_reported_with_the_name_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from up.engine.timetable import Retention
 from up.errors import StorageError, UserError
-from up.files import BEST, LATEST, TEMPORARY, sha256_of, sync_folder, write_atomically, write_json
+from up.files import BEST, LATEST, TEMPORARY, damage, sha256_of, sync_folder, write_atomically, write_json
 from up.types import StateDict
 
 FORMAT_VERSION = 1
@@ -136,17 +136,6 @@ def storing(folder: Path) -> Iterator[None]:
         raise StorageError(
             f"{folder}: cannot be written to ({error.strerror or error}). Is its disk gone or read-only? Choose another folder."
         ) from error
-
-
-def damage(path: Path) -> str:
-    """Compare a file with the size and hash in its sidecar; returns the difference, empty for none and without a sidecar."""
-    sidecar = read_sidecar(path)
-    if sidecar is None:
-        return ""
-    size = path.stat().st_size
-    if size != sidecar.bytes:
-        return f"{size:,} of {sidecar.bytes:,} bytes"
-    return "" if sha256_of(path) == sidecar.sha256 else "sha256 mismatch"
 
 
 class CheckpointFolder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from up.errors import UserError
 from up.file_kinds import NAMES, kind_of
-from up.files import sha256_of
+from up.files import damage
 from up.models.lora import merged_state
 from up.models.preprocessing import ImagePreprocessing, of_file
 from up.text import did_you_mean, some_of
@@ -172,15 +171,9 @@ def _require_file(path: Path) -> None:
 
 
 def _require_intact(path: Path) -> None:
-    """Compare size and hash with the sidecar; a file without one, or beside another kind of JSON, passes."""
-    try:
-        said = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-        size, expected = int(said["bytes"]), str(said["sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return
-    found = path.stat().st_size
-    if found != size or sha256_of(path) != expected:
-        raise WeightsError(f"damaged (bytes {found:,} of {size:,}, sha256 mismatch). Copy it again or name another.", file=path)
+    difference = damage(path)
+    if difference:
+        raise WeightsError(f"damaged ({difference}). Copy it again or name another.", file=path)
 
 
 def digest_of(state: Mapping[str, Tensor], before: bytes = b"") -> str:
