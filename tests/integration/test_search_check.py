@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.harness.facts import tells
+from tests.harness.refusals import refused
 from tests.harness.tiny import tiny_config
 from up.__main__ import main
 
@@ -58,9 +59,13 @@ MISTAKES = [  # text, what replaces it, the line of STAGES (from 1) that the err
     ("hparams: hpo.best", "hparams: hpo.bets", 24, ("hpo.bets", "hpo.best")),
     ("set: {trainer.max_epoch: 1}", "set: {trainer.max_epochs: 1}", 8, ("max_epochs", "'max_epoch'")),
     ("set: {trainer.max_epoch: 1}", "set: {trainer.max_epoch: none}", 8, ("max_epoch", "'none'")),
+    ("set: {trainer.max_epoch: 1}", "set: {trainer.stop_epoch: 1}", 8, ("stop_epoch", "max_epoch")),
+    ("net.0.kwargs.width: [4, 8]", "trainer.stop_epoch: [1, 2]", 10, ("stop_epoch", "max_epoch")),
+    ("hparams: hpo.best", "hparams: hpo.best\n      set: {trainer.stop_epoch: 1}", 25, ("stop_epoch", "max_epoch")),
     ("macs: min", "macs: max", 7, ("objectives.macs", "min")),
     ("workers: 1", "storage: sqlite:///x.db", 2, ("search.storage", "sqlite")),
     ("workers: 1", "constraints: {params: 5 millions}", 2, ("constraints.params", "600M")),
+    ("workers: 1", "constraints: {params: 0M}", 2, ("constraints.params", "above 0")),
     (
         "algorithm: tpe\n      from: nas.best\n      trials: 4\n      startup: 2",
         "algorithm: pbt\n      trials: 4",
@@ -142,6 +147,13 @@ def test_a_search_needs_a_section_epochs_and_transforms(images: Path, tmp_path: 
     assert tells(capsys.readouterr().err, "trainer.max_iter", "epochs")
     assert main(["search", "check", str(path), "--opts", "dataset.test=null"]) == 2
     assert tells(capsys.readouterr().err, "dataset.test", "holdout")
+
+
+def test_a_search_decides_how_long_its_trials_train(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A trial that ``stop_epoch`` ends before its budget would begin again, until it is given up."""
+    path, _ = written(images, tmp_path, STAGES)
+    (line,) = refused(["search", "check", str(path), "-o", "trainer.stop_epoch=1"], capsys, tmp_path)
+    assert tells(line, "trainer.stop_epoch", "max_epoch")
 
 
 def test_train_ignores_the_section_once_it_is_checked(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def test_amounts_have_units(text: Any, number: float) -> None:
     assert amount(text) == number
 
 
-@pytest.mark.parametrize("text", ["5m", "M", "-3", "5 Mega", 0, -2.0, ""])
+@pytest.mark.parametrize("text", ["5m", "M", "-3", "5 Mega", 0, -2.0, "", "0M", "0", math.nan])
 def test_other_amounts_are_errors(text: Any) -> None:
     with pytest.raises(ValueError, match="number"):
         amount(text)

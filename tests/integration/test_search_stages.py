@@ -453,9 +453,15 @@ def test_a_limit_of_a_stage_that_has_begun_may_be_raised_alone(images: Path, tmp
         ({**before, "macs": "900M"}, False),
         ({**before, "latency_ms": {"max": 2e6, "batch": 1}}, False),
     ):
-        begun = {"search": {"stages": [{"hpo": {"constraints": before}}]}}
-        now = {"search": {"stages": [{"hpo": {"constraints": changed}}]}}
-        assert (changes(begun, now, State(tmp_path / "run")) == "") == is_allowed, changed
+        of_stage = ({"search": {"stages": [{"hpo": {"constraints": each}}]}} for each in (before, changed))
+        of_search = ({"search": {"stages": [{"hpo": {}}], "constraints": each}} for each in (before, changed))
+        for begun, now in (of_stage, of_search):
+            found = changes(begun, now, State(tmp_path / "run"))
+            assert (not found) if is_allowed else tells(found, "limits", "hpo"), changed
+    own = {"search": {"stages": [{"hpo": {"constraints": {"params": "10M"}}}], "constraints": {"params": "1M"}}}
+    others = {"search": {"stages": [{"hpo": {}}], "constraints": {"params": "1M"}}}
+    assert tells(changes(own, others, State(tmp_path / "run")), "limits", "hpo")  # those of the search count from here on
+    assert changes(others, own, State(tmp_path / "run")) == ""
 
 
 class Rungs:

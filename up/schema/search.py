@@ -24,8 +24,8 @@ def amount(value: float | str) -> float:
         found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kMGT]?)B?", value.strip())
         if found is None:
             raise ValueError("a number with an optional unit, such as 600M or 20MB")
-        return float(found[1]) * _UNITS[found[2]]
-    if value <= 0:
+        value = float(found[1]) * _UNITS[found[2]]
+    if not value > 0:
         raise ValueError("a number above 0")
     return float(value)
 

@@ -21,6 +21,7 @@ from up.types import Json
 
 _ENDLESS = ("random", "tpe", "gp", "evolution", "cma_es", "asha", "bohb", "boss", "backbone_nas")
 _MOST_TRIED = 60  # values of a key
+_STOP = "trainer.stop_epoch"
 _LATER = ("best", "pareto", "schedule")
 
 
@@ -44,6 +45,8 @@ def problems_of(search: Search) -> Iterator[Problem]:
     if config.trainer.max_iter is not None or config.runtime.iter_base:
         key = "trainer.max_iter" if config.trainer.max_iter is not None else "runtime.iter_base"
         yield Problem("counts steps, and a search counts epochs", key=key, fix="Use trainer.max_epoch.")
+    if config.trainer.stop_epoch is not None:
+        yield _of_length(_STOP)
     if own:
         return
     earlier: list[str] = []
@@ -74,6 +77,8 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
         return
     own = getattr(algorithm, "space", None)
     brings_space = own is not None or getattr(algorithm, "settings", None) is not None
+    if _STOP in space.names:
+        yield _of_length(f"{place}.space.{_STOP}")
     if not len(space) and not brings_space:
         yield Problem("is missing: it names the keys to search", key=f"{place}.space")
     if section.trials is None and section.algorithm in _ENDLESS:
@@ -142,6 +147,8 @@ def _fragment_problems(search: Search, names: str | list[str] | None, key: str, 
 
 def _set_problems(search: Search, tree: MappingNode, block: MappingNode, place: str) -> Iterator[Problem]:
     values = block.block("set")
+    if values.get(_STOP) is not None and to_plain(values.entries[_STOP]) is not None:
+        yield _of_length(f"{place}.set.{_STOP}")
     for path, node in values.entries.items():
         yield from _of_value(search, tree, str(path), node, f"{place}.set.{path}", values.key_marks[path])
     epochs = block.get("max_epoch")
@@ -149,6 +156,12 @@ def _set_problems(search: Search, tree: MappingNode, block: MappingNode, place: 
         yield from _expecting(lambda: with_epochs(tree, int(to_plain(epochs))), f"{place}.max_epoch")
     if "trainer.max_epoch" not in values.entries and epochs is None:
         yield from _expecting(lambda: epochs_of(tree), f"{place}.max_epoch")
+
+
+def _of_length(key: str) -> Problem:
+    """Describe a ``trainer.stop_epoch``, at ``key``: a trial that it ends would wait for its further epochs."""
+    what = "stops a training before its end, and a search decides how long a trial trains"
+    return Problem(what, key=key, fix="Remove it, or lower max_epoch.")
 
 
 def _expecting(action: object, key: str) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import yaml
 
@@ -87,11 +87,23 @@ def changes(before: Json, now: Json, state: State) -> str:
     begun = state.read().get("stages", {})
     stages = [dict(pair for entry in each.get("stages", []) for pair in entry.items()) for each in (old, new)]
     for name in begun:
-        first, second = ({k: v for k, v in (each.get(name) or {}).items() if k != "trials"} for each in stages)
-        limits = [each.pop("constraints", None) or {} for each in (first, second)]
-        if first != second or not are_as_wide(limits[1], limits[0]):
+        first, second = (each.get(name) or {} for each in stages)
+        if _without_limits(first) != _without_limits(second):
             return f"the stage {name}"
+        limits = [_limits_of(own, each) for own, each in ((first, old), (second, new))]
+        if name != FULL_TRAIN and not are_as_wide(limits[1], limits[0]):
+            return f"the limits of the stage {name}, which may only be raised,"
     return ""
+
+
+def _limits_of(stage: Mapping[str, Json], section: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Return the constraints of a stage: its own, or those of the search."""
+    own: Mapping[str, Json] | None = stage.get("constraints")
+    return own if own is not None else section.get("constraints") or {}
+
+
+def _without_limits(stage: Mapping[str, Json]) -> dict[str, Json]:
+    return {key: value for key, value in stage.items() if key not in ("trials", "constraints")}
 
 
 def _run_stage(search: Search, name: str, state: State, worker: Worker, tell: Callable[[str], object]) -> bool:
