@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import cast
 
 import timm
 import torch
-from huggingface_hub import hf_hub_url, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from timm.models import PretrainedCfg
 from torch import nn
 
@@ -86,6 +88,8 @@ def read_state(source: str | Path) -> Weights:
 def with_weights(name: str, **kwargs: object) -> nn.Module:
     """Build a network of timm with its weights: a file in torch's cache, or downloaded into that of the hub on first use."""
     local = _in_torch_cache(name)
+    if local is None and not is_downloaded(f"{TIMM}{name}"):
+        _expect_answer(name)
     overlay = {"pretrained_cfg_overlay": {"file": str(local)}} if local else {}
     return cast("nn.Module", timm.create_model(name, pretrained=True, **overlay, **kwargs))
 
@@ -136,7 +140,18 @@ def how_to_fetch(name: str) -> str:
     """Say which file to fetch for a machine without a network, and where to put it."""
     config = timm.get_pretrained_cfg(name)
     url, place = _url_of(config), _places(name, config)[0]
-    return f"Without a network, fetch {url} elsewhere and put it at {place}, or name its path in saver.pretrain_model."
+    return (
+        f"Without a network, fetch {url} elsewhere and put it at {place}, or name its path in saver.pretrain_model; or set HF_HOME "
+        "to a copy of the hub's cache that has it, with HF_HUB_OFFLINE=1."
+    )
+
+
+def _expect_answer(name: str) -> None:
+    """Ask the hub for a file once: without a network its client would try for a minute. Raises the client's exceptions."""
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.hf_hub_id:
+        with suppress(HfHubHTTPError):  # it answered; the download reports what is wrong
+            get_hf_file_metadata(_url_of(config))
 
 
 def _url_of(config: PretrainedCfg) -> str:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import save_file
 
 from tests.harness.facts import facts
+from up.models import pretrained
 from up.models.preprocessing import ImagePreprocessing, of_operations
 from up.models.pretrained import is_downloaded, models_like, preprocessing_of, read_state
 from up.models.weights import WeightsError
@@ -143,10 +145,24 @@ class TestWithoutANetwork:
             raise OSError("no route to host")
 
         with monkeypatch.context() as patched:
-            patched.setattr(timm, "create_model", offline)
+            patched.setattr(pretrained, "get_hf_file_metadata", offline)
+            patched.setattr(timm, "create_model", lambda *_, **__: pytest.fail("its client would try for a minute"))
             url, place = f"huggingface.co/timm/{self.NAME}/resolve/main/model.safetensors", cache / f"{self.NAME}.safetensors"
-            with pytest.raises(WeightsError, match=facts(f"timm:{self.NAME}", "OSError", url, place, "saver.pretrain_model")):
+            with pytest.raises(
+                WeightsError, match=facts(f"timm:{self.NAME}", "OSError", url, place, "saver.pretrain_model", "HF_HOME")
+            ):
                 read_state(f"timm:{self.NAME}")
+
+    def test_a_hub_that_answers_is_left_to_its_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where it answers with an error: the client knows other names of files, and waits where the hub is busy."""
+
+        def not_found(*_: object, **__: object) -> None:
+            raise HfHubHTTPError.__new__(HfHubHTTPError)
+
+        network = timm.create_model("test_vit")
+        monkeypatch.setattr(pretrained, "get_hf_file_metadata", not_found)
+        monkeypatch.setattr(timm, "create_model", lambda *_, **__: network)
+        assert read_state(f"timm:{self.NAME}").model.keys() == network.state_dict().keys()
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
     def test_a_file_at_that_place_is_read(self, cache: Path, suffix: str) -> None:
