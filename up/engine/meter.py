@@ -8,6 +8,7 @@ micro-batches change nothing. Micro-batches without a scalar do not take part in
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class StepMeter:
         ``of_ranks``: with those of all scalars, since another rank may lack any of them, and all ranks need the same names.
         """
         lacking = [name for name, images in self._shares.items() if name != "loss" and (of_ranks or images != self._images)]
-        weights = {_WEIGHT + name: torch.full((), self._shares[name], device=self._sums[name].device) for name in lacking}
+        weights = {_WEIGHT + name: _constant(self._shares[name], self._sums[name].device) for name in lacking}
         return {**self._sums, **weights}
 
     def reset(self) -> None:
@@ -100,6 +101,12 @@ class StepMeter:
             self._shares[name] = self._shares.get(name, 0.0) + weight
         for key, value in sums.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+
+@lru_cache(maxsize=64)
+def _constant(value: float, device: torch.device) -> Tensor:
+    """Return a scalar on the device: the weights are the same in nearly every step, and a GPU would make each of them anew."""
+    return torch.full((), value, device=device)
 
 
 def over_weights(means: Mapping[str, Tensor]) -> dict[str, Tensor]:
