@@ -122,6 +122,29 @@ def test_another_form_of_the_images_is_another_data_set(
     assert tells("\n".join(said), "data")
 
 
+@pytest.mark.parametrize("form", ["rgb", "jpeg"])
+def test_pixels_are_not_decoded_at_a_smaller_scale(own: Config, write: Write, tmp_path: Path, capsys: Any, form: str) -> None:
+    """As ``fast_decode`` decodes files for training: from pixels they are other images."""
+    photo, folder = encoded(picture(80, 60), "JPEG"), Path(kwargs(own)["image_reader"]["kwargs"]["image_dir"])
+    for path in folder.glob("*.png"):
+        path.write_bytes(photo)
+    crop = {"type": "torch_random_resized_crop", "kwargs": {"size": 16, "scale": [0.9, 1.0]}}
+    for source in ("train", "test"):
+        kwargs(own, source)["image_reader"]["kwargs"]["fast_decode"] = True
+    kwargs(own)["transformer"][0] = crop
+    build(write(own), "--form", form, "--short-side", "100", capsys=capsys)
+    experiment = load_experiment(Path(write(own)))
+    cached = build_dataset(experiment, "train")
+    del kwargs(own)["cache"]
+    files = build_dataset(load_experiment(Path(write(own))), "train")
+    key = SampleKey(epoch=0, index=3)
+    is_equal = torch.equal(cached[key].image, files[key].image)
+    assert is_equal == (form == "jpeg")
+    assert (cached.fingerprint() == files.fingerprint()) == is_equal
+    assert any("fast_decode" in note for note in cached.notes) != is_equal
+    assert not any("fast_decode" in note for note in build_dataset(experiment, "test").notes)
+
+
 def test_a_cache_that_is_built_again_during_a_run_changes_nothing_in_it(own: Config, write: Write, capsys: Any) -> None:
     """Each process of a loader read the images at its first one, with the places of images that the run had found at its start."""
     larger(own)

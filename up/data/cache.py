@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -186,19 +186,35 @@ class ImageCache:
 
 @dataclass(frozen=True)
 class CachedFiles:
-    """The images of a list of files in a cache: file i is entry ``places[i]`` (N,)."""
+    """The images of a list of files in a cache: file i is entry ``places[i]`` (N,).
+
+    ``scales``: the reader would decode the files of training crops at a smaller scale, as it cannot pixels.
+    """
 
     cache: ImageCache
     places: NDArray[np.int32]
+    scales: bool = False
 
     @classmethod
-    def of(cls, cache: ImageCache, files: Listing, reader: Reader) -> CachedFiles:
+    def of(cls, cache: ImageCache, files: Listing, reader: Reader, *, train: bool = False) -> CachedFiles:
         """Find ``files`` in ``cache``. Raises ``UserError`` as ``ImageCache.places_of``."""
-        return cls(cache, cache.places_of(files, reader))
+        scales = train and getattr(reader, "fast_decode", False) and cache.manifest["form"] != "jpeg"
+        return cls(cache, cache.places_of(files, reader), scales)
+
+    @property
+    def identity(self) -> str:
+        """Settings that change the pixels; empty if the pixels are those of the files."""
+        return self.cache.identity or ("whole" if self.scales else "")
+
+    def notes(self) -> Iterator[str]:
+        """Report how the images differ from their files, as lines."""
+        yield from self.cache.notes()
+        if self.scales:
+            yield f"{self.cache.folder}: fast_decode has no effect: the images are decoded in full already."
 
     def take(self, kept: NDArray[np.int64]) -> CachedFiles:
         """Select the files at the indices ``kept``."""
-        return CachedFiles(self.cache, self.places[kept])
+        return replace(self, places=self.places[kept])
 
     def read(self, index: int, where: str, reader: Reader) -> Image:
         """Read the image of a file. Raises ``BadImage``."""

@@ -129,8 +129,8 @@ class ClsDataset(ImageDataset):
         self.continues = "test_resume" in (inference_cfg or {})  # an inference that may be cut off writes results batch by batch
         self.reader, self.float_images = image_reader, getattr(image_reader, "float_images", False)
         expect_channels(self.transforms, getattr(image_reader, "channels", None))
-        self.cached = None if cache is None else CachedFiles.of(ImageCache(cache), self.table, image_reader)
-        self.notes = (*self.notes, *(self.cached.cache.notes() if self.cached is not None else ()))
+        self.cached = None if cache is None else CachedFiles.of(ImageCache(cache), self.table, image_reader, train=self.train)
+        self.notes = (*self.notes, *(self.cached.notes() if self.cached is not None else ()))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -157,7 +157,7 @@ class ClsDataset(ImageDataset):
     def fingerprint(self) -> str:
         """Hash names and labels (sha256), and how a cache changed the images; a resumed run expects them unchanged."""
         listed = self.table.fingerprint()
-        changed = self.cached.cache.identity if self.cached is not None else ""
+        changed = self.cached.identity if self.cached is not None else ""
         return sha256(f"{listed} {changed}".encode()).hexdigest() if changed else listed
 
     def subset(self, kept: NDArray[np.int64]) -> Self:
