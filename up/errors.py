@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -153,6 +154,10 @@ class StorageError(Ending, OSError):
     """The disk is full, read-only or gone (EX_IOERR)."""
 
     exit_code = 74
+
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+"""Errors of a disk that is full or fails, not of the path: the same command may succeed later."""
 
 
 class PeerLost(Ending, RuntimeError):

@@ -227,6 +227,16 @@ def test_a_reader_of_a_pipe_that_has_gone_is_no_failure(says: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_fails_is_one_line(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    def writes(_: list[str]) -> int:
+        raise OSError(number, os.strerror(number), "/scratch/a.npz")
+
+    assert run_command(writes, []) == 74
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"/scratch/a.npz: {os.strerror(number).lower()}."
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="a device of Linux")
 @pytest.mark.parametrize("says", ["print('x')", "[print('x' * 99) for _ in range(9999)]"])
 def test_a_full_disk_behind_the_output_is_told(says: str) -> None:
@@ -235,7 +245,7 @@ def test_a_full_disk_behind_the_output_is_told(says: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as full:
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, env=environment)
-    assert (done.returncode, done.stderr) == (74, b"standard output: no space left on the device.\n")
+    assert (done.returncode, done.stderr) == (74, b"standard output: no space left on device.\n")
 
 
 @pytest.mark.parametrize(

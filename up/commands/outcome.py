@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from up.distributed.env import rank_in_environment
-from up.errors import Ending, StorageError, UserError, out_of_memory
+from up.errors import OF_THE_DISK, Ending, StorageError, UserError, out_of_memory
 
 CTRL_C = 130
 _OF_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # errors that say all about a path of the user's
@@ -87,9 +87,9 @@ def _reported(error: BaseException) -> int | None:
         return ending.exit_code
     if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):  # rich exits with it
         return _no_reader()
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
         _no_reader()  # the rest would fail again at the end of the process
-        print(f"{error.filename or 'standard output'}: no space left on the device.", file=sys.stderr)
+        print(f"{error.filename or 'standard output'}: {(error.strerror or str(error)).lower()}.", file=sys.stderr)
         return StorageError.exit_code
     return None
 

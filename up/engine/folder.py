@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from up.distributed.env import attempt, launch_id, rank_in_environment
-from up.errors import Problem, StorageError, UserError
+from up.errors import OF_THE_DISK, Problem, StorageError, UserError
 from up.files import write_json, write_text
 from up.run_files import METRICS, OF_A_RUN, STATUS
 
@@ -26,7 +26,6 @@ EARLIER = "earlier"
 LAUNCH = ".launch"
 LOCK = ".lock"
 CLAIM_S = 10.0
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # not of the path: the same command runs later
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def open_run_folder(folder: Path) -> None:
         written.unlink()
     except OSError as error:
         what = f"{folder} cannot be written to ({error.strerror})"
-        if error.errno in _OF_THE_DISK:
+        if error.errno in OF_THE_DISK:
             raise StorageError(what, fix="Free some space, or choose another folder.") from error
         raise UserError(what, fix="Choose another folder.") from error
 
