@@ -129,7 +129,11 @@ def all_tables(task: AnyTask, modules: Sequence[str], folder: Path | None = None
             raise error_at(type(task), f"{module}.{type(task).__name__}.parts: {error}") from None
     if not is_ours(task):
         check_parts(task, tables)
-    return extended(tables, [*modules, *from_environment])
+    tables = extended(tables, modules)
+    try:
+        return extended(tables, from_environment)
+    except UserError as error:  # of no line of the file
+        raise UserError.of(each.placed("PLUGINPATH", None) for each in error.problems) from error
 
 
 def part_problems(experiment: Experiment, placed: Iterable[tuple[str, Part, str]]) -> Iterator[Problem]:
