@@ -59,24 +59,24 @@ class LossScale:
             self._good_steps.fill_(state["good_steps"])
 
 
-class _Letterbox:
-    """Copies numbers from the device to the host, one at a time, without waiting for the device."""
+class _HostCopy:
+    """The copy of a device's scalar on the host, made without waiting for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._on_host = torch.zeros((), pin_memory=device.type == "cuda")
-        self._arrived: torch.cuda.Event | None = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copy = torch.zeros((), pin_memory=device.type == "cuda")
+        self._done: torch.cuda.Event | None = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def send(self, number: Tensor) -> None:
-        """Send a number, a scalar on the device."""
-        self._on_host.copy_(number, non_blocking=True)
-        if self._arrived is not None:
-            self._arrived.record()
+    def start(self, scalar: Tensor) -> None:
+        """Start to copy ``scalar``, over the one before."""
+        self._copy.copy_(scalar, non_blocking=True)
+        if self._done is not None:
+            self._done.record()
 
-    def read(self) -> float:
-        """Wait for the number that was sent last."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._on_host.item()
+    def wait(self) -> float:
+        """Wait for the copy and return it."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy.item()
 
 
 class _Outcome(NamedTuple):
@@ -135,7 +135,7 @@ class Precision:
             raise UserError(f"is bf16, which {torch.cuda.get_device_name()} does not compute", fix="Use fp16.", key="amp")
         self.loss_scale: LossScale | None = None
         self._unread: _Outcome | None = None
-        self._letterbox: _Letterbox | None = None
+        self._skipped: _HostCopy | None = None  # 1 where the device skipped the last step
         self._unit: Tensor | None = None  # 1, in the form of the loss
         self.is_late = self._device_type == "cuda"  # elsewhere the host computes anyway, or no optimizer skips a step itself
         if mode == "fp16" and scale_factor == "dynamic":
@@ -189,7 +189,8 @@ class Precision:
             skipped = torch.nan_to_num(norm * 0, nan=1.0)  # 1 where it is not finite, in two kernels
             clip.clip_(grads, norm)
             step_unless(skipped, optimizer)
-            self._send(skipped)
+            self._skipped = self._skipped or _HostCopy(skipped.device)
+            self._skipped.start(skipped)
             self._unread = _Outcome(norm, self.loss_scale.scale.clone() if self.loss_scale else None, blame)
         elif is_finite(norm):
             clip.clip_(grads, norm)
@@ -207,13 +208,8 @@ class Precision:
     def settle(self) -> None:
         """Raise the failure of the last step, if it has not been raised; waits until the device has done this step."""
         unread, self._unread = self._unread, None
-        if unread is not None and self._letterbox is not None and self._letterbox.read():
+        if unread is not None and self._skipped is not None and self._skipped.wait():
             self._expect_retry(unread.norm.item(), unread.scale.item() if unread.scale is not None else 0.0, unread.blame)
-
-    def _send(self, skipped: Tensor) -> None:
-        if self._letterbox is None:
-            self._letterbox = _Letterbox(skipped.device)
-        self._letterbox.send(skipped)
 
     def _expect_retry(self, norm: float, scale: float, blame: Callable[[], str]) -> None:
         """Raise ``NumericalError`` for gradients that are not finite, unless a smaller loss scale may help."""
