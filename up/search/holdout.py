@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from up.build.data import build_dataset, indices_of
 from up.data.packed import PackedLabels
 from up.data.records import Dataset
+from up.data.stratify import IterativeStratification
 from up.errors import UserError
 from up.files import make_folder, write_json
 from up.seed import key
@@ -20,26 +22,35 @@ from up.text import count
 
 FOLDER, TRAIN, HOLDOUT = "holdout", "train.json", "holdout.json"
 _PURPOSE = 0x686F6C64  # of the draw
+_UNLABELLED = -1  # images without a label are divided as those of one more class
 
 
 def stratified(labels: PackedLabels | None, images: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split ``images`` into (train, holdout), about ``share`` of each set of labels in the holdout.
+    """Split ``images`` into (train, holdout), about ``share`` of each class in the holdout.
 
-    An image with a set of several labels that no other image has counts as one of its rarest label. Each head has its own labels.
     The total is rounded once, not for each class: the classes with the largest remainders get one image more. A class of
-    one image is trained.
+    one image is trained. Sets of labels, and the labels of several heads, each with its own classes, are divided by
+    ``IterativeStratification``.
     """
-    labels = None if labels is None else labels.by_head()
+    numbered = None if labels is None else labels.by_head()
+    sets = [()] * images if numbered is None else [tuple(numbered[index]) for index in range(images)]
+    held = (_of_sets if any(len(each) > 1 for each in sets) else _of_classes)(sets, share, seed)
+    return [index for index in range(images) if index not in held], sorted(held)
+
+
+def _of_sets(sets: Sequence[tuple[int, ...]], share: float, seed: int) -> set[int]:
+    order = np.random.default_rng(key(seed, _PURPOSE, 0)).permutation(len(sets)).tolist()
+    labels = [{*sets[index]} or {_UNLABELLED} for index in order]
+    return {order[at] for at in IterativeStratification(labels, share).held_out()}
+
+
+def _of_classes(sets: Sequence[tuple[int, ...]], share: float, seed: int) -> set[int]:
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index in range(images):
-        groups[tuple(labels[index]) if labels is not None else ()].append(index)
-    counted = Counter(label for name, group in groups.items() for label in name * len(group))
-    for name in [name for name, group in groups.items() if len(name) > 1 and len(group) == 1]:
-        rarest = min(name, key=lambda label: (counted[label], label))
-        groups[(rarest,)] = sorted([*groups[(rarest,)], *groups.pop(name)])
+    for index, each in enumerate(sets):
+        groups[each].append(index)
     quotas = {name: min(len(group) * share, len(group) - 1) for name, group in groups.items()}
     taken = {name: int(quota) for name, quota in quotas.items()}
-    missing = min(round(images * share), sum(len(group) - 1 for group in groups.values())) - sum(taken.values())
+    missing = min(round(len(sets) * share), sum(len(group) - 1 for group in groups.values())) - sum(taken.values())
     by_remainder = sorted(quotas, key=lambda name: (taken[name] - quotas[name], name))
     for name in [each for each in by_remainder if taken[each] < len(groups[each]) - 1][: max(0, missing)]:
         taken[name] += 1
@@ -47,7 +58,7 @@ def stratified(labels: PackedLabels | None, images: int, share: float, seed: int
     for number, (name, group) in enumerate(sorted(groups.items())):
         order: NDArray[np.int64] = np.random.default_rng(key(seed, _PURPOSE, number)).permutation(len(group))
         held |= {group[at] for at in order[: taken[name]]}
-    return [index for index in range(images) if index not in held], sorted(held)
+    return held
 
 
 def split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -36,6 +36,27 @@ def test_sets_of_labels_are_classes_and_images_without_labels_are_one() -> None:
     assert len(stratified(None, 20, 0.2, seed=0)[1]) == 4
 
 
+def test_each_label_of_sets_gives_its_share() -> None:
+    """Labels that go together too: the draw by the rarest label alone was off by two images of a label in the mean."""
+    draw, classes, share = np.random.default_rng(1), 30, 0.2
+    often = 1 / np.arange(1, classes + 1)
+    sets = []
+    for _ in range(1500):
+        own = {*draw.choice(classes, size=draw.integers(1, 5), replace=False, p=often / often.sum()).tolist()}
+        sets.append(sorted({*own, *((label + 1) % classes for label in own if draw.random() < 0.6)}))
+    _, held = stratified(PackedLabels.of_sets(sets), len(sets), share, seed=0)
+    assert len(held) == 300
+    counted = Counter(label for each in sets for label in each)
+    found = Counter(label for index in held for label in sets[index])
+    off = [abs(found[label] - share * number) for label, number in counted.items()]
+    assert max(off) < 4
+    assert sum(off) / len(off) < 0.75
+    heads = np.stack([draw.integers(0, 6, 400), draw.integers(0, 3, 400) ** 2], axis=1)
+    _, held = stratified(PackedLabels(heads), 400, 0.1, seed=0)
+    for column in heads.T:
+        assert np.abs(np.bincount(column[held], minlength=9) - 0.1 * np.bincount(column, minlength=9)).max() <= 1
+
+
 def test_images_with_sets_of_their_own_are_held_out_by_their_rarest_label() -> None:
     """With many labels nearly every set is the only one of its kind: no class may lack images on either side for that."""
     draw = np.random.default_rng(0)
