@@ -190,6 +190,8 @@ def test_auto_that_chooses_float32_is_not_the_fp16_of_the_file(
     ("words", "said"),
     [
         (["lr-find", "--min", "1", "--max", "0.1"], ("--min", "--max")),
+        (["lr-find", "--max", "1e300"], ("--max", "1e+30")),
+        (["train", "--lr", "1e300"], ("trainer.optimizer.kwargs.lr", "1e+300", "1e+30")),
         (["lr-find", "--out", "/proc/x"], ("--out", "/proc")),
         (["check", "--estimate", "--no-files"], ("--estimate", "--no-files")),
     ],

@@ -140,8 +140,8 @@ def pixels(text: str) -> int:
 def image_size(text: str) -> tuple[int, int, int]:
     """Parse ``3x224x224`` or ``3,224,224`` as (channels, height, width), for argparse."""
     words = text.lower().replace(",", "x").split("x")
-    if len(words) != 3 or not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected CxHxW such as 3x224x224 (or 3,224,224)")
+    if len(words) != 3 or not all(word.strip().isdecimal() and len(word) < 8 and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(f"got {shortened(text)!r}, expected CxHxW such as 3x224x224 (or 3,224,224)")
     channels, height, width = (int(word) for word in words)
     return channels, height, width
 

@@ -147,6 +147,9 @@ def Between(low: float, high: float) -> FieldInfo:  # noqa: N802 - a marker, as 
     return field
 
 
+LARGEST_LR = 1e30
+"""Largest learning rate of an optimizer: that of a step, which a schedule and the batch size scale, must fit into float32."""
+
 AtLeast0 = Annotated[int, Field(ge=0)]
 AtLeast1 = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]

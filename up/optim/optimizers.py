@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from up.config.argument import LARGEST_LR
 from up.config.contract import Contract
 from up.config.section import read_section
 from up.config.signature import signature_of
@@ -121,8 +122,8 @@ def lr_of(type: str, kwargs: Kwargs, table: Registry = OPTIMIZERS) -> float:
     lr = {**_settings_of(table.get(type)), **kwargs}.get("lr")
     if not isinstance(lr, int | float):  # timm marks a required one by an object
         raise UserError(f"is missing ({type} would choose its own, which no schedule can follow)", key="lr", fix="Set lr.")
-    if lr < 0:
-        raise UserError(got=lr, expected="0 or more", key="lr")
+    if not 0 <= lr <= LARGEST_LR:
+        raise UserError(got=lr, expected=f"0 or more, at most {LARGEST_LR:g}", key="lr")
     return float(lr)
 
 
