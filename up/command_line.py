@@ -39,9 +39,11 @@ class CommandLine:
         given = {key: f"{key}={value}" for key, value in values.items()}
         words = [given.get(word.partition("=")[0], word) if "=" in word else word for word in self.words]
         added = [setting for setting in given.values() if setting not in words]
-        last = next((word for word in reversed(words) if word.startswith("-")), "")
+        last = next((word for word in reversed(words) if word.startswith("-") and word != "--"), "")
         opening = ["-o"] if added and last not in _OVERRIDES else []
-        return shlex.join([*self.program, *words, *opening, *added])
+        end = words.index("--") if "--" in words else len(words)
+        words[end:end] = [*opening, *added]
+        return shlex.join([*self.program, *words])
 
     def with_flag(self, flag: str, value: object) -> str:
         """Return the same command with a flag set, in its place or after the command's name.
@@ -61,7 +63,12 @@ class CommandLine:
     def other(self, *words: object) -> str:
         """Return another command of this program, in one process."""
         program = self.program if Path(self.program[0]).name.startswith(("up", "python")) else _PLAIN
-        return shlex.join([*program, *map(str, words)])
+        return shlex.join([*program, *map(_argument, words)])
+
+
+def _argument(word: object) -> str:
+    """Return a word of a command; a path that begins with a dash would be a flag."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
 
 
 def _is_spelled(word: str, flag: str) -> bool:

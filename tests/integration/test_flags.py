@@ -115,6 +115,12 @@ def test_overrides_may_stand_anywhere(words: list[str]) -> None:
 
 
 class TestPositional:
+    def test_paths_that_begin_with_a_dash(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """After ``--``, as other programs take them."""
+        for words in (["check"], ["report"], ["data", "split"], ["train", "--epochs", "3"], ["eval", "-o", "a.b=1"]):
+            (line,) = refused([*words, "--", "-none.yaml"], capsys)
+            assert tells(line, "-none.yaml", "no such")
+
     @pytest.mark.parametrize("command", ["check", "flops", "show"])
     def test_the_file_without_its_flag(
         self, command: str, config: Config, write: Write, capsys: pytest.CaptureFixture[str]

@@ -92,3 +92,10 @@ def test_another_command_runs_in_one_process(program: tuple[str, ...], expected:
 )
 def test_a_flag_is_set_where_it_stands(words: tuple[str, ...], expected: str) -> None:
     assert CommandLine(("up",), words).with_flag("--epochs", 8) == f"up {expected}"
+
+
+def test_paths_that_begin_with_a_dash() -> None:
+    other = CommandLine(("up",), ("train", "x")).other("eval", Path("-a.yaml"), "--ckpt", Path("b"))
+    assert shlex.split(other) == ["up", "eval", "./-a.yaml", "--ckpt", "b"]
+    again = CommandLine(("up",), ("train", "--", "-a.yaml")).setting({"a.b": 1})
+    assert shlex.split(again) == ["up", "train", "-o", "a.b=1", "--", "-a.yaml"]

@@ -118,13 +118,19 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}{end} See {self.prog} --help.\n")
 
     def _separated(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Split off the words after ``-o`` and ``--opts``; flags that the command ignores are dropped with a line."""
+        """Split off the words after ``-o`` and ``--opts``; flags that the command ignores are dropped with a line.
+
+        Words after ``--`` are paths even if they begin with a dash.
+        """
         own = {_spelling(option): option for option in self._option_string_actions}
         rest: list[str] = []
         overrides: list[str] = []
         collecting = wants_value = False  # of ``key value``
         following = iter(words)
         for word in following:
+            if word == "--":
+                rest += (f"./{path}" if path.startswith("-") else path for path in following)
+                break
             name, equals, value = word.partition("=")
             option = own.get(_spelling(name)) if word.startswith("-") else None
             if option in OVERRIDES:
