@@ -209,7 +209,7 @@ def image_folder(source: MetaSource) -> SampleTable:
     if not filled:
         raise MetaError(f"no class folders with images. Expected {source.path}/CLASS/IMAGE.jpg.", file=source.path)
     known = list(source.class_names) if source.class_names is not None else filled
-    label_of = {name: label + source.label_offset for label, name in enumerate(known)}
+    label_of = {name: label for label, name in enumerate(known)}
     unknown = [folder for folder in filled if folder not in label_of]
     if unknown:
         raise MetaError(

@@ -153,6 +153,9 @@ def _sources(spec: TableSpec) -> tuple[list[str], list[MetaSource]]:
     folders = [path if kind == "image_folder" else folder for path, kind, folder in zip(paths, kinds, image_dirs, strict=True)]
     sources = []
     for path, kind, folder, offset in zip(paths, kinds, folders, offsets, strict=True):
+        if kind == "image_folder" and offset:
+            expected = "0 for a meta_file of type image_folder, whose labels follow from the names of its folders"
+            raise UserError(got=offset, expected=expected, key="label_mapping")
         root_of = inference_root if kind in UNLABELLED else ImageRoot
         root = root_of(folder, meta_file=path, allow_outside=spec.allow_outside, suffixes=spec.suffixes)
         own = MetaSource(path, root, label_offset=offset, multilabel=spec.multilabel, min_size=spec.min_size, columns=spec.columns)

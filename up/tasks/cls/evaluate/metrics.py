@@ -72,7 +72,7 @@ class ImageNetEvaluator:
         self.eval_class_idxs = sorted(set(eval_class_idxs or ()))
         self.topk = sorted({1, *topk})
         if self.topk[0] < 1:
-            raise UserError(got=list(topk), expected="list numbers of 1 or more", key="topk", fix="Common is [1, 5].")
+            raise UserError(got=list(topk), expected="whole numbers of 1 or more, such as [1, 5]", key="topk")
         self.class_names = class_names
         self.use_prec_rec_f1 = use_prec_rec_f1
         self.prec_rec_f1_avg = prec_rec_f1_avg

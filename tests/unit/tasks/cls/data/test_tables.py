@@ -98,6 +98,21 @@ def test_folders_find_their_classes_together(tmp_path: Path) -> None:
     assert table.where(2) == f"{tmp_path}/2/bird/c.jpg"
 
 
+def test_labels_of_folders_are_not_mapped(tmp_path: Path) -> None:
+    """Another label would be one of another class's name, or of none."""
+    for name in ("1/cat/a.jpg", "1/dog/b.jpg"):
+        meta(tmp_path / name, "x")
+    for offset in (-1, 1):
+        with pytest.raises(UserError) as raised:
+            read_table(TableSpec([f"{tmp_path}/1"], meta_type="image_folder", image_dir="ignored", label_mapping=[offset]))
+        assert tells(str(raised.value), "label_mapping", f"got {offset}", "image_folder")
+    listed = meta(tmp_path / "m.txt", "a.jpg 1")
+    both = TableSpec(
+        [f"{tmp_path}/1", listed], meta_type=["image_folder", "imagenet"], image_dir=["", "/x"], class_names=["cat", "dog"]
+    )
+    assert labels(read_table(replace(both, label_mapping=[0, -1]))) == [[0], [1], [0]]
+
+
 def test_a_fraction_is_drawn_once_and_for_all(tmp_path: Path) -> None:
     path = meta(tmp_path / "m.txt", *(f"{at}.jpg {at % 7}" for at in range(1000)))
     table = read_table(TableSpec(path, fraction=0.1))
