@@ -8,6 +8,7 @@ keyed by the seed and the names of the files, so that it is the same on every ma
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import os
 from collections import Counter, defaultdict
@@ -248,7 +249,10 @@ def _named(labels: Iterable[int], class_names: Sequence[str] | None) -> list[str
 
 
 class _Draw:
-    """Choice of the groups to hold out, class by class from the rarest (Sechidis et al. 2011), in the order drawn."""
+    """Choice of the groups to hold out, in the order drawn, class by class: next is the one with the fewest groups left.
+
+    A group is chosen, or left to training, by the first of its labels that is next (Sechidis et al. 2011, §3.3).
+    """
 
     def __init__(self, groups: Sequence[Sequence[int]], sets: Sequence[tuple[int, ...]], share: float) -> None:
         self._groups, self._share = groups, share
@@ -259,23 +263,46 @@ class _Draw:
                 self._of_class[label].append(at)
         self._trained = {label: len(found) for label, found in self._of_class.items()}  # groups left for training
         self._chosen: set[int] = set()
+        self._has_sets = any(len(each) > 1 for each in sets)
+        self._settled: set[int] = set()  # groups of the classes that are divided
+        self._left = dict(self._trained)  # groups of each class that are not settled
         self._held: Counter[int] = Counter()  # images of each class in the groups chosen
 
     def held_out(self) -> set[int]:
         """Return the images for validation."""
-        for label in sorted(self._of_class, key=lambda label: (len(self._of_class[label]), label)):
+        divided: set[int] = set()
+        waiting = [(groups, label) for label, groups in self._left.items()]
+        heapq.heapify(waiting)
+        while waiting:
+            groups, label = heapq.heappop(waiting)
+            if label in divided or groups != self._left[label]:  # another entry has the number of now
+                continue
+            divided.add(label)
             self._choose(label)
+            for each in self._settled_by(label) if self._has_sets else ():
+                heapq.heappush(waiting, (self._left[each], each))
         return {index for at in self._chosen for index in self._groups[at]}
 
     def _choose(self, label: int) -> None:
         of_class = self._of_class[label]
         wanted = max(1, round(self._share * sum(self._labels[at][label] for at in of_class)))
         for at in of_class:
-            if self._held[label] + self._labels[at][label] <= wanted:
+            if at not in self._settled and self._held[label] + self._labels[at][label] <= wanted:
                 self._take(at)
         for at in sorted(of_class, key=lambda at: self._labels[at][label]):  # every group is larger than the share
             if not self._held[label]:
                 self._take(at)
+
+    def _settled_by(self, label: int) -> set[int]:
+        """Settle the groups of a class that is divided; returns the classes that have fewer groups left."""
+        changed: set[int] = set()
+        for at in self._of_class[label]:
+            if at not in self._settled:
+                self._settled.add(at)
+                changed.update(self._labels[at])
+                for each in self._labels[at]:
+                    self._left[each] -= 1
+        return changed
 
     def _take(self, at: int) -> None:
         """Hold a group out, unless a class would be left without training images."""

@@ -113,6 +113,16 @@ def test_sets_of_labels(save: Save, tmp_path: Path) -> None:
     assert not split.not_validated
 
 
+def test_labels_that_go_together_keep_their_shares(save: Save, tmp_path: Path) -> None:
+    """An image that a rare label leaves to training is not held out by a common one."""
+    draw = np.random.default_rng(3)
+    sets = [sorted({number % 7, *draw.integers(0, 3, 3).tolist()}) for number in range(90)]
+    split = split_of([save(number) for number in range(90)], sets, 0.2, root=tmp_path)
+    for label in range(7):
+        total, held_out = (sum(label in sets[index] for index in part) for part in (range(90), split.validation))
+        assert abs(held_out - 0.2 * total) < 1.5, label
+
+
 def test_images_without_a_label_are_on_every_side(save: Save, tmp_path: Path) -> None:
     """Of sets of labels, where they are most of the images: without them every prediction would seem right."""
     sets = [*[()] * 40, *[(0,)] * 10, *[(0, 1)] * 10]
