@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from up.config.argument import AtLeast0, AtLeast1, FixedOnResume, FreeOnResume, Name, PartOf
+from up.config.argument import AtLeast1, Between, FixedOnResume, FreeOnResume, Name, PartOf
 from up.config.section import Part, Section
 
 AUTO_SIZE = 32
@@ -41,7 +41,7 @@ class BatchSampler(Section):
 class DataLoaderKwargs(Section):
     """Arguments of a loader."""
 
-    num_workers: AtLeast0 | Literal["auto"] = 0
+    num_workers: Annotated[int, Between(0, 1024)] | Literal["auto"] = 0
     """Number of worker processes that read and transform images; 0 uses the training process, ``auto`` chooses by the processors of
     the host. Results do not depend on it."""
     pin_memory: bool = False

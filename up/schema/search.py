@@ -162,7 +162,7 @@ class SearchSection(Section):
     storage: Annotated[Name, AfterValidator(_url)] = "auto"
     """Storage of the trials: ``auto`` is a file ``study.journal`` in each stage's folder, on a local disk; ``postgresql://…``,
     ``mysql://…`` or ``grpc://HOST:PORT`` for several hosts."""
-    workers: AtLeast1 = 1
+    workers: Annotated[int, Between(1, 1024)] = 1
     """Trials at once on this host."""
     gpus_per_trial: Annotated[int, Field(ge=0)] = 1
     """GPUs that a trial has for itself, where there are some, with a rank on each; with 0 all trials share them."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from up.config.section import docstrings_of, sections_below
+from up.schema.dataset import Source
 from up.schema.sections import SECTIONS, Config, RuntimeSection, SaverSection, is_section
 from up.schema.trainer import OptimizerPart, ParamConfig
 
@@ -132,3 +134,11 @@ class TestParamConfig:
         assert made.pconfig.layer_decay is not None
         assert made.pconfig.layer_decay.value == 0.75
         assert made.special_param_group[0].lr == 1.0
+
+
+def test_numbers_of_processes_that_no_machine_serves() -> None:
+    """A hundred thousand loader workers would take all memory before anything failed."""
+    for workers, is_good in ((0, True), (1024, True), (1025, False), (-1, False)):
+        source = {"dataset": {"type": "cls", "kwargs": {}}, "dataloader": {"type": "cls_base", "kwargs": {"num_workers": workers}}}
+        with nullcontext() if is_good else pytest.raises(ValidationError):
+            Source.model_validate(source)
