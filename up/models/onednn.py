@@ -34,7 +34,8 @@ def compute_in_float32_where_bf16_is_wrong(net: nn.Module) -> None:
     - Kernels on fewer than 32 channels a group whose rows of weights, channels times width, are 64, 96, 128 … long, such as
       patches of 16 x 16 pixels with 4 channels: outputs are wrong altogether.
 
-    Found by comparing 100,000 shapes with float64, in memory filled with a pattern; float32 and float16 have no such shapes.
+    Found by comparing 100,000 shapes with float64, in memory filled with a pattern; of 40,000 in float32 none was wrong. Shapes of
+    no known network, such as 6 x 6 kernels with a stride of 7, were left out: oneDNN may even write beyond its buffers there.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and (module.stride[1] > 1 or _has_wrong_rows(module)):
