@@ -293,8 +293,9 @@ def _be_a_rank(request: Mapping[str, Any]) -> None:
         os.setpgid(0, 0)
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         files = [os.open(os.devnull, os.O_RDONLY), output, output]
-    for number, file in enumerate(files):
+    for number, (name, file) in enumerate(zip(("stdin", "stdout", "stderr"), files, strict=True)):
         os.dup2(file, number)
+        setattr(sys, name, os.fdopen(number, "w" if number else "r", buffering=1, closefd=False))  # the old one knows another file
     for number in request.get("ignored", ()):
         signal.signal(number, signal.SIG_IGN)
     sys.path[:0] = filter(None, request["environment"].get("PYTHONPATH", "").split(":"))  # as in a fresh process

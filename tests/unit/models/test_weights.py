@@ -23,6 +23,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerB
 
 from tests.harness.facts import each_tells, facts, tells
 from tests.harness.nets import meta_device, undrawn
+from up.models import pretrained
 from up.models.backbones import BACKBONES
 from up.models.convnets import convnext
 from up.models.cswin import cswin
@@ -265,6 +266,7 @@ def test_timm_names(monkeypatch):
     def offline(name, pretrained):
         raise OSError("no route to host")
 
+    monkeypatch.setattr(pretrained, "get_hf_file_metadata", lambda url: None)  # the hub answers
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(WeightsError, match=facts("timm:resnet18.a1_in1k", "downloaded", "OSError")):
         read_state("timm:resnet18.a1_in1k")
