@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from up.bench.cells import OURS, BenchCell, Reading, Row, Settings, Target
 from up.bench.images import CLASSES, many_photos
-from up.bench.step import WARM_UP, Timed, bare, measured, recipe_of
+from up.bench.step import Timed, bare, measured, recipe_of, warm_up
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +42,7 @@ def ours(settings: Settings, **chosen: object) -> Reading:
     """Measure the loop of ``up train`` on its own loader."""
     workers = _workers(settings)
     recipe = recipe_of(settings, many_photos(settings), **chosen, workers=workers, reader="auto")  # type: ignore[arg-type]
-    warm_up = WARM_UP + _AHEAD * workers
-    return measured(settings, recipe, lambda session: Timed(settings, session.loader_from(0), warm_up))
+    return measured(settings, recipe, lambda session: Timed(settings, session.loader_from(0), _AHEAD * workers))
 
 
 def of_timm(settings: Settings, **chosen: object) -> Reading:
@@ -67,7 +66,7 @@ def of_timm(settings: Settings, **chosen: object) -> Reading:
         device=torch.device(settings.device),
     )
     train, batches = loop_by_hand(settings, recipe, classes=CLASSES), _without_end(loader)
-    taken = milliseconds_of(settings, lambda: train(*next(batches)), warm_up=WARM_UP + _AHEAD * workers)
+    taken = milliseconds_of(settings, lambda: train(*next(batches)), warm_up=warm_up(settings) + _AHEAD * workers)
     return Reading(taken, {"images/s": 1000 * recipe.batch / taken})
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from up.engine.step import StepLoader
 
 _PNGS = [BenchCell("pngs", "up.bench.images:prepare_pngs")]
-WARM_UP = 25  # steps: allocators, algorithms and compilers, and the first line of the log, with which images are written
+_WARM_UP = {"cpu": 10, "cuda": 25}  # steps: allocators, algorithms and compilers; on a GPU also the first line of the log
 _IN_MEMORY = "The same convolutions and the same optimizer; ours votes, checks that all is finite, weighs and logs beside them."
 
 
@@ -114,8 +114,9 @@ class InMemory:
 class Timed:
     """The loader of a run, which takes the times between its steps after a warm-up, and ends the run by ``Enough``."""
 
-    def __init__(self, settings: Settings, loader: StepLoader, warm_up: int = WARM_UP) -> None:
-        self._settings, self._loader, self._warm_up = settings, loader, settings.size(warm_up, 1)
+    def __init__(self, settings: Settings, loader: StepLoader, more: int = 0) -> None:
+        """``more``: further steps of the warm-up."""
+        self._settings, self._loader, self._warm_up = settings, loader, settings.size(warm_up(settings) + more, 1)
         self.milliseconds = 0.0
 
     def cut(self, step: int) -> Cut:
@@ -145,6 +146,15 @@ def recipe_of(settings: Settings, images: Path, net: str, size: int, batch: int,
 
     few = {"net": "resnet18" if net == "resnet50" else net, "size": min(size, 32), "batch": min(batch, 2)} if settings.quick else {}
     return Recipe(images, **{"net": net, "size": size, "batch": batch, "device": settings.device, **chosen, **few})  # type: ignore[arg-type]
+
+
+def warm_up(settings: Settings) -> int:
+    """Return the steps before the measurement.
+
+    On a GPU the first line of the log is one of them: with it images of the first batch are written, once a run, while the GPU
+    waits. A median over steps leaves it out anyway.
+    """
+    return _WARM_UP[settings.device]
 
 
 def ours(settings: Settings, **chosen: object) -> Reading:
@@ -217,7 +227,7 @@ def bare(settings: Settings, **chosen: object) -> Reading:
     def step() -> None:
         train(image.to(device, torch.float32, memory_format=torch.channels_last).div_(255).sub_(mean).div_(std), label)
 
-    taken = milliseconds_of(settings, step, warm_up=WARM_UP)
+    taken = milliseconds_of(settings, step, warm_up=warm_up(settings))
     return Reading(taken, {"images/s": 1000 * recipe.batch / taken})
 
 
