@@ -233,6 +233,20 @@ def test_a_folder_and_a_list_without_a_yaml_file(own: Config, write: Write, tmp_
     assert train(write(own), "trainer.max_iter=1") == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image-dir", "photos"], ("--image-dir", "image_reader")),
+        (["--reader", "fs_cv2"], ("--reader", "image_reader")),
+        (["--quality", "97"], ("--quality", "--form jpeg")),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    own: Config, write: Write, tmp_path: Path, capsys: Any, words: list[str], said: tuple[str, ...]
+) -> None:
+    assert tells("\n".join(refused(["data", "cache", write(own), *words], capsys, tmp_path)), *said)
+
+
 def test_killed_builds_leave_nothing_that_looks_complete(
     own: Config, write: Write, server: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: Any
 ) -> None:

@@ -268,6 +268,7 @@ def test_the_text_fits_the_terminal(sound: Path, tmp_path: Path, capsys: pytest.
         (("nowhere/",), ("nowhere", "no such")),
         (("--val", "x"), ("expected one of",)),
         (("a", "--train", "b"), ("expected one of",)),
+        (("photos.yaml", "--image-dir", "photos"), ("--image-dir", "image_reader")),
     ],
 )
 def test_mistakes(

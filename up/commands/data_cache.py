@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from up.types import Record
 
 KINDS = {".json": "custom_cls", ".jsonl": "custom_cls", ".csv": "csv", ".tsv": "csv"}
+_QUALITY, _READER = 95, "fs_pillow"  # defaults
 _MORE = """\
 forms:
   rgb       pixels as they are: the fastest, 262 kB for 256 x 341
@@ -63,20 +64,26 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--form", choices=("rgb", "yuv420", "jpeg"), default="rgb", help="how images are stored")
     what = "shorter side of larger images in pixels (default: what the transforms need, else 256)"
     parser.add_argument("--short-side", type=pixels, metavar="N", help=what)
-    parser.add_argument("--quality", type=int, choices=range(95, 101), default=95, metavar="95..100", help="quality of jpeg")
+    what = f"quality of jpeg (default: {_QUALITY})"
+    parser.add_argument("--quality", type=int, choices=range(95, 101), metavar="95..100", help=what)
     what = "raise: stop at an image that cannot be read; skip: leave it to on_bad_image (default: as on_bad_image)"
     parser.add_argument("--on-invalid", choices=("raise", "skip"), help=what)
     parser.add_argument("--workers", type=threads, metavar="N", help="processes that read images (default: one a processor)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     group = parser.add_argument_group("images without a YAML file")
     group.add_argument("--image-dir", metavar="FOLDER", help="folder that the names of a list are relative to")
-    group.add_argument("--reader", default="fs_pillow", metavar="TYPE", help="type of image_reader that will read the cache")
+    what = f"type of image_reader that will read the cache (default: {_READER})"
+    group.add_argument("--reader", metavar="TYPE", help=what)
     parser.add_config(required=False, among="images")
     arguments: argparse.Namespace = parser.read(words)
     if bool(arguments.images) == (arguments.config is not None) or len(arguments.images) > 1:
         parser.error("expected one YAML file, folder or list")
     if arguments.images and (arguments.out is None or arguments.split):
         parser.error("a folder or a list needs --out FOLDER" if arguments.out is None else "--split needs a YAML file")
+    if arguments.config is not None and (arguments.image_dir or arguments.reader):
+        parser.error("--image-dir and --reader are for a folder or a list: a YAML file has its image_reader")
+    if arguments.quality is not None and arguments.form != "jpeg":
+        parser.error("--quality needs --form jpeg")
     return arguments
 
 
@@ -116,7 +123,7 @@ def from_images(arguments: argparse.Namespace) -> Record:
     from up.tasks.cls.data.tables import TableSpec, read_table
 
     kind = "unlabelled" if path.is_dir() else KINDS.get(path.suffix.lower(), "imagenet")
-    part = {"type": arguments.reader, "kwargs": {"image_dir": arguments.image_dir}}
+    part = {"type": arguments.reader or _READER, "kwargs": {"image_dir": arguments.image_dir}}
     reader: Reader = build_part(part, "image_reader", {"image_reader": READERS}, path="image_reader")
     files = read_table(TableSpec(str(path), kind, arguments.image_dir))
     settings = settings_of(arguments, None, "raise", max_bad=len(files))
@@ -130,7 +137,7 @@ def settings_of(arguments: argparse.Namespace, side: int | None, on_bad: OnInval
     return CacheSettings(
         arguments.form,
         arguments.short_side or side or SHORT_SIDE,
-        arguments.quality,
+        arguments.quality or _QUALITY,
         arguments.on_invalid or on_bad,
         max_bad,
         arguments.workers or available_processors(),

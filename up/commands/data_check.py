@@ -78,6 +78,8 @@ def parsed(words: list[str]) -> argparse.Namespace:
         parser.error("expected one of FOLDER, LIST, FILE.yaml and --train PATH")
     if arguments.train is None and (arguments.val or arguments.test):
         parser.error("--val and --test need --train PATH")
+    if arguments.config is not None and arguments.image_dir is not None:
+        parser.error("--image-dir is for lists: a YAML file has its image_reader")
     return arguments
 
 
