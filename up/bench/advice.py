@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from up.bench.cells import OURS
 from up.bench.own import GRAPHS, RUN, STEP, TWICE, WORKER
 from up.bench.statistics import Outcome
+from up.text import count
 
 WORTH = 1.05  # a ratio from which a change is worth a line
 _WAITS = 0.05  # share of a step from which waiting for data is worth a line
@@ -45,20 +46,21 @@ def _on_data(run: Outcome, worker: Outcome | None, cpus: int) -> list[str]:
 
 
 def on_waiting(wait: float, rate: float, one_worker: float | None, *, workers: int, cpus: int) -> str:
-    """Say what share of a step waits for data, and how many workers would feed it.
+    """Say what share of a step waits for data, and how many workers would keep up.
 
     ``rate`` are the images a second of training, ``one_worker`` those that one worker makes.
     """
     text = f"{100 * wait:.0f} % of the step waits for data"
     if wait < _WAITS:
-        return f"{text}: the {workers} workers feed it"
+        keeping = "no worker is needed" if not workers else f"{count(workers, 'worker')} {'keeps' if workers == 1 else 'keep'} up"
+        return f"{text}: {keeping}"
     if one_worker is None:
-        return f"{text}; `up bench loader` with this recipe says how many workers would feed it"
+        return f"{text}; `up bench loader` with this recipe says how many workers would keep up"
     needed = max(1, math.ceil(rate / (1 - min(wait, 0.99)) / one_worker))
     if needed <= max(workers, cpus):
-        return f"{text}: {needed} workers would feed it (num_workers is {workers}, one makes {one_worker:,.0f} images/s)"
+        return f"{text}: {count(needed, 'worker')} would keep up (num_workers is {workers}, one makes {one_worker:,.0f} images/s)"
     return (
-        f"{text}: {needed} workers would feed it, more than the {cpus} CPUs. Make images cheaper: `up data cache`, "
+        f"{text}: {count(needed, 'worker')} would keep up, more than the {cpus} CPUs. Make images cheaper: `up data cache`, "
         "smaller files, or fewer random transforms"
     )
 

@@ -12,7 +12,7 @@ from up.bench.own import RUN, STEP, WORKER, rows_for
 from up.bench.statistics import Outcome
 
 
-def test_workers_that_would_feed_the_step() -> None:
+def test_workers_that_would_keep_up() -> None:
     """380 images/s at 62 % waiting are 1,000 without: six workers of 170."""
     text = on_waiting(0.62, 380.0, 170.0, workers=2, cpus=16)
     assert text.startswith("62 %")
@@ -25,8 +25,9 @@ def test_more_workers_than_cpus_are_no_advice() -> None:
     assert "data cache" in text
 
 
-def test_a_step_that_is_fed() -> None:
-    assert "2 workers feed it" in on_waiting(0.01, 380.0, 170.0, workers=2, cpus=4)
+@pytest.mark.parametrize(("workers", "said"), [(2, "2 workers keep up"), (1, "1 worker keeps up"), (0, "no worker")])
+def test_a_step_that_does_not_wait(workers: int, said: str) -> None:
+    assert said in on_waiting(0.01, 380.0, 170.0, workers=workers, cpus=4)
 
 
 def test_without_the_rate_of_a_worker_no_number_is_made_up() -> None:
