@@ -15,8 +15,8 @@ _OWN_GROUPS, _MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 def available_processors() -> int:
     """Count the processors that this process may use: by its affinity (taskset), and by the CPU quota of its container.
 
-    A quota of 1.5 processors counts as 2. All of the machine where the system does not say (macOS). The quota is read once a
-    process, the affinity in each call.
+    A quota of 1.5 processors counts as 2. All of the machine where the system does not say (macOS). The quota is read once per
+    process, the affinity at each call.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(allowed, _smallest_quota(_OWN_GROUPS, _MOUNTED))))

@@ -21,7 +21,7 @@ def _rows() -> Iterator[Row]:
         how = "compiled" if compiled else "eager"
         yield Row(
             f"run.gpu-resnet50-jpegs-{how}",
-            f"resnet50 at 224, batch 256, bf16, {how}, from JPEG of 500 pixels with two workers fewer than CPUs",
+            f"resnet50 at 224, batch 256, bf16, {how}, from JPEG of 500 pixels through workers, two fewer than CPUs",
             "ms",
             [
                 BenchCell(OURS, f"{__name__}:ours", chosen),

@@ -46,7 +46,7 @@ def main(words: list[str]) -> int:
         split = f"{report['split']}: " if report["split"] else ""
         bad = f", {report['bad']:,} cannot be read" if report["bad"] else ""
         what = f"{count(report['images'], 'image')} ({report['resized']:,} resized{bad}), {size_text(report['bytes'])}"
-        did = f"built in {report['seconds']:.1f} s" if report["built"] else "complete already"
+        did = f"built in {report['seconds']:.1f} s" if report["built"] else "already complete"
         print(f"{split}{report['folder']}: {what}, {report['form']}; {did}")
     for report in reports:
         if not report["used"]:
@@ -81,7 +81,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     if arguments.images and (arguments.out is None or arguments.split):
         parser.error("a folder or a list needs --out FOLDER" if arguments.out is None else "--split needs a YAML file")
     if arguments.config is not None and (arguments.image_dir or arguments.reader):
-        parser.error("--image-dir and --reader are for a folder or a list: a YAML file has its image_reader")
+        parser.error("--image-dir and --reader are for a folder or a list; a YAML file sets them in its image_reader")
     if arguments.quality is not None and arguments.form != "jpeg":
         parser.error("--quality needs --form jpeg")
     return arguments

@@ -79,7 +79,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     if arguments.train is None and (arguments.val or arguments.test):
         parser.error("--val and --test need --train PATH")
     if arguments.config is not None and arguments.image_dir is not None:
-        parser.error("--image-dir is for lists: a YAML file has its image_reader")
+        parser.error("--image-dir is for lists; a YAML file sets it in its image_reader")
     return arguments
 
 

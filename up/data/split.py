@@ -106,7 +106,8 @@ class Split:
             found.append(f"and {count(len(self.conflicts) - 3, 'other image')} with two labels.")
         if self.unreadable:
             number, names = count(len(self.unreadable), "image"), some_of([self.files[at] for at in self.unreadable], 3)
-            found.append(f"{number} cannot be opened ({names}), so near duplicates of them are not found. Repair or remove them.")
+            what = f"{number} cannot be opened ({names}): near duplicates of such images are not found"
+            found.append(f"{what}. Repair the files, or remove them.")
         if self.not_validated and not self.folds:
             classes = some_of(_named(self.not_validated, class_names), 5)
             found.append(f"{classes}: no two different images, so nothing validates the class. Add images.")
@@ -275,7 +276,7 @@ class _Draw:
         heapq.heapify(waiting)
         while waiting:
             groups, label = heapq.heappop(waiting)
-            if label in divided or groups != self._left[label]:  # another entry has the number of now
+            if label in divided or groups != self._left[label]:  # outdated: a newer entry has the present number
                 continue
             divided.add(label)
             self._choose(label)

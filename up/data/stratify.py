@@ -10,9 +10,9 @@ from collections.abc import Collection, Sequence
 class IterativeStratification:
     """Division of images, in the order drawn, into those to hold out and those to train on (Sechidis et al. 2011, §3.3).
 
-    ``labels`` are those of each image. The label that the fewest images left have is next; each of its images goes where more of
-    this label are missing. ``share`` of all images is held out, rounded once. A label of several images is on both sides where
-    that is possible, one of a single image is trained on.
+    ``labels`` are those of each image. The label with the fewest images left comes next; each of its images goes to the side that
+    lacks more images of this label. ``share`` of all images is held out, rounded once. A label of several images is on both sides
+    where that is possible, one of a single image is trained on.
     """
 
     def __init__(self, labels: Sequence[Collection[int]], share: float) -> None:
@@ -35,7 +35,7 @@ class IterativeStratification:
         heapq.heapify(waiting)
         while waiting:
             number, label = heapq.heappop(waiting)
-            if number != self._left[label]:  # another entry has the number of now
+            if number != self._left[label]:  # outdated: a newer entry has the present number
                 continue
             for at in self._of_label[label]:
                 if at not in self._divided:

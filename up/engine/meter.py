@@ -67,7 +67,7 @@ class StepMeter:
     def weighed_sums(self, *, of_ranks: bool) -> dict[str, Tensor]:
         """Return ``sums`` with the weights of the scalars that some micro-batches lack, which ``over_weights`` divides by.
 
-        ``of_ranks``: with those of all scalars, since another rank may lack any of them, and all ranks need the same names.
+        ``of_ranks``: with the weights of all scalars, since another rank may lack any of them, and all ranks need the same names.
         """
         lacking = [name for name, images in self._shares.items() if name != "loss" and (of_ranks or images != self._images)]
         weights = {_WEIGHT + name: _constant(self._shares[name], self._sums[name].device) for name in lacking}
@@ -105,7 +105,7 @@ class StepMeter:
 
 @lru_cache(maxsize=64)
 def _constant(value: float, device: torch.device) -> Tensor:
-    """Return a scalar on the device: the weights are the same in nearly every step, and a GPU would make each of them anew."""
+    """Return a scalar on the device: weights are the same in nearly every step, and each new scalar is a kernel on a GPU."""
     return torch.full((), value, device=device)
 
 
