@@ -8,7 +8,6 @@ keyed by the seed and the names of the files, so that it is the same on every ma
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import os
 from collections import Counter, defaultdict
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from up.data.duplicates import identical_files, joined, kept_apart, members, near_duplicates
 from up.data.image_records import read_records
 from up.data.packed import PackedLabels
+from up.data.stratify import IterativeStratification
 from up.errors import UserError
 from up.files import write_json
 from up.seed import key
@@ -142,9 +142,9 @@ def split_of(
     if not 0 <= test < 1 - share:
         raise UserError(got=test, expected=f"a share from 0 to below {1 - share:g}", key="test")
     grouped = _grouped(files, labels, seed, root, together)
-    held_out = _Draw(grouped.groups, grouped.split.labels, share).held_out()
+    held_out = _held_out(grouped.groups, grouped.split.labels, share)
     rest = [group for group in grouped.groups if group[0] not in held_out]
-    tested = _Draw(rest, grouped.split.labels, test / (1 - share)).held_out() if test else set()
+    tested = _held_out(rest, grouped.split.labels, test / (1 - share)) if test else set()
     trained = [index for index in range(len(files)) if index not in held_out and index not in tested]
     return replace(grouped.split, share=share, train=trained, validation=sorted(held_out), test=sorted(tested))
 
@@ -208,6 +208,13 @@ def _grouped(files: Sequence[str], labels: Labels, seed: int, root: str | Path, 
     return _Grouped(Split(names, sets, 0.0, seed, [], [], near, one_view, sorted(records.faults)), in_order)
 
 
+def _held_out(groups: Sequence[Sequence[int]], sets: Sequence[tuple[int, ...]], share: float) -> set[int]:
+    labels = [Counter(label for index in group for label in sets[index] or (_UNLABELLED,)) for group in groups]
+    images = sum(labels, Counter[int]())
+    wanted = {label: max(1, round(share * number)) for label, number in images.items()}
+    return {index for at in IterativeStratification(labels, wanted).held_out() for index in groups[at]}
+
+
 def _folded(groups: Sequence[Sequence[int]], sets: Sequence[tuple[int, ...]], folds: int) -> NDArray[np.int64]:
     """Give each group a fold, class by class from the rarest: the one with the fewest images of the class, then of all."""
     fold = np.full(len(sets), -1, np.int64)
@@ -244,70 +251,3 @@ def _key_of(name: str) -> int:
 
 def _named(labels: Iterable[int], class_names: Sequence[str] | None) -> list[str]:
     return [class_names[label] if class_names is not None else str(label) for label in labels]
-
-
-# --- the draw ---
-
-
-class _Draw:
-    """Choice of the groups to hold out, in the order drawn, class by class: next is the one with the fewest groups left.
-
-    A group is chosen, or left to training, by the first of its labels that is next (Sechidis et al. 2011, §3.3).
-    """
-
-    def __init__(self, groups: Sequence[Sequence[int]], sets: Sequence[tuple[int, ...]], share: float) -> None:
-        self._groups, self._share = groups, share
-        self._labels = [Counter(label for index in group for label in sets[index] or (_UNLABELLED,)) for group in groups]
-        self._of_class: dict[int, list[int]] = defaultdict(list)
-        for at, labels in enumerate(self._labels):
-            for label in labels:
-                self._of_class[label].append(at)
-        self._trained = {label: len(found) for label, found in self._of_class.items()}  # groups left for training
-        self._chosen: set[int] = set()
-        self._has_sets = any(len(each) > 1 for each in sets)
-        self._settled: set[int] = set()  # groups of the classes that are divided
-        self._left = dict(self._trained)  # groups of each class that are not settled
-        self._held: Counter[int] = Counter()  # images of each class in the groups chosen
-
-    def held_out(self) -> set[int]:
-        """Return the images for validation."""
-        divided: set[int] = set()
-        waiting = [(groups, label) for label, groups in self._left.items()]
-        heapq.heapify(waiting)
-        while waiting:
-            groups, label = heapq.heappop(waiting)
-            if label in divided or groups != self._left[label]:  # outdated: a newer entry has the present number
-                continue
-            divided.add(label)
-            self._choose(label)
-            for each in self._settled_by(label) if self._has_sets else ():
-                heapq.heappush(waiting, (self._left[each], each))
-        return {index for at in self._chosen for index in self._groups[at]}
-
-    def _choose(self, label: int) -> None:
-        of_class = self._of_class[label]
-        wanted = max(1, round(self._share * sum(self._labels[at][label] for at in of_class)))
-        for at in of_class:
-            if at not in self._settled and self._held[label] + self._labels[at][label] <= wanted:
-                self._take(at)
-        for at in sorted(of_class, key=lambda at: self._labels[at][label]):  # every group is larger than the share
-            if not self._held[label]:
-                self._take(at)
-
-    def _settled_by(self, label: int) -> set[int]:
-        """Settle the groups of a class that is divided; returns the classes that have fewer groups left."""
-        changed: set[int] = set()
-        for at in self._of_class[label]:
-            if at not in self._settled:
-                self._settled.add(at)
-                changed.update(self._labels[at])
-                for each in self._labels[at]:
-                    self._left[each] -= 1
-        return changed
-
-    def _take(self, at: int) -> None:
-        """Hold a group out, unless a class would be left without training images."""
-        if at not in self._chosen and all(self._trained[label] > 1 for label in self._labels[at]):
-            self._chosen.add(at)
-            self._held += self._labels[at]
-            self._trained.update((label, self._trained[label] - 1) for label in self._labels[at])

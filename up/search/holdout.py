@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from up.build.data import build_dataset, indices_of
 from up.data.packed import PackedLabels
@@ -29,36 +28,43 @@ def stratified(labels: PackedLabels | None, images: int, share: float, seed: int
     """Split ``images`` into (train, holdout), about ``share`` of each class in the holdout.
 
     The total is rounded once, not for each class: the classes with the largest remainders get one image more. A class of
-    one image is trained. Sets of labels, and the labels of several heads, each with its own classes, are divided by
-    ``IterativeStratification``.
+    one image is trained. Sets of labels, and the labels of several heads, each with its own classes, are divided label by label.
     """
     numbered = None if labels is None else labels.by_head()
-    sets = [()] * images if numbered is None else [tuple(numbered[index]) for index in range(images)]
-    held = (_of_sets if any(len(each) > 1 for each in sets) else _of_classes)(sets, share, seed)
+    sets = [tuple(sorted({*numbered[index]})) if numbered is not None else () for index in range(images)]
+    order = _drawn(sets, seed)
+    groups = [dict.fromkeys(sets[index] or (_UNLABELLED,), 1) for index in order]
+    wanted, total = _wanted(groups, share), None
+    if any(len(each) > 1 for each in groups):
+        wanted, total = {label: max(1, number) for label, number in wanted.items()}, round(images * share)
+    held = {order[at] for at in IterativeStratification(groups, wanted, total).held_out()}
     return [index for index in range(images) if index not in held], sorted(held)
 
 
-def _of_sets(sets: Sequence[tuple[int, ...]], share: float, seed: int) -> set[int]:
-    order = np.random.default_rng(key(seed, _PURPOSE, 0)).permutation(len(sets)).tolist()
-    labels = [{*sets[index]} or {_UNLABELLED} for index in order]
-    return {order[at] for at in IterativeStratification(labels, share).held_out()}
-
-
-def _of_classes(sets: Sequence[tuple[int, ...]], share: float, seed: int) -> set[int]:
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+def _drawn(sets: Sequence[tuple[int, ...]], seed: int) -> list[int]:
+    """Shuffle images, so that those of equal sets of labels are spread over the whole order."""
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, each in enumerate(sets):
-        groups[each].append(index)
-    quotas = {name: min(len(group) * share, len(group) - 1) for name, group in groups.items()}
-    taken = {name: int(quota) for name, quota in quotas.items()}
-    missing = min(round(len(sets) * share), sum(len(group) - 1 for group in groups.values())) - sum(taken.values())
-    by_remainder = sorted(quotas, key=lambda name: (taken[name] - quotas[name], name))
-    for name in [each for each in by_remainder if taken[each] < len(groups[each]) - 1][: max(0, missing)]:
-        taken[name] += 1
-    held: set[int] = set()
-    for number, (name, group) in enumerate(sorted(groups.items())):
-        order: NDArray[np.int64] = np.random.default_rng(key(seed, _PURPOSE, number)).permutation(len(group))
-        held |= {group[at] for at in order[: taken[name]]}
-    return held
+        alike[each].append(index)
+    place = np.empty(len(sets))
+    for number, (_, group) in enumerate(sorted(alike.items())):
+        draw = np.random.default_rng(key(seed, _PURPOSE, number))
+        shuffled = np.array(group)[draw.permutation(len(group))]
+        place[shuffled] = (np.arange(len(group)) + draw.random(len(group))) / len(group)
+    order: list[int] = np.argsort(place).tolist()
+    return order
+
+
+def _wanted(groups: Sequence[Iterable[int]], share: float) -> dict[int, int]:
+    """Round the share of each label, so that their sum is rounded once."""
+    images = Counter(label for labels in groups for label in labels)
+    quotas = {label: min(number * share, number - 1) for label, number in images.items()}
+    wanted = {label: int(quota) for label, quota in quotas.items()}
+    missing = min(round(images.total() * share), sum(number - 1 for number in images.values())) - sum(wanted.values())
+    by_remainder = sorted(quotas, key=lambda label: (wanted[label] - quotas[label], label))
+    for label in [each for each in by_remainder if wanted[each] < images[each] - 1][: max(0, missing)]:
+        wanted[label] += 1
+    return wanted
 
 
 def split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -29,6 +29,26 @@ def test_a_class_of_one_image_is_trained() -> None:
     assert len(held) == 3
 
 
+def test_the_draw_of_single_labels_is_the_same_in_every_version() -> None:
+    """Continued searches, and those of one seed on two machines, share a holdout."""
+    labels = np.minimum(np.arange(60) ** 2 % 11, 4)
+    held = stratified(PackedLabels(labels), 60, 0.2, seed=7)[1]
+    assert held == [1, 4, 10, 17, 22, 24, 26, 27, 36, 40, 46, 51]
+    assert stratified(PackedLabels.of_sets([[each] if each else [] for each in labels.tolist()]), 60, 0.2, seed=7)[1] == held
+    rare = np.array([*range(10), *[10] * 20])  # of a class of one image nothing is held out, whatever the total
+    assert stratified(PackedLabels(rare), 30, 0.5, seed=0)[1] == [10, 11, 12, 13, 14, 15, 20, 21, 24, 27, 28]
+
+
+def test_a_label_is_on_both_sides_where_the_total_allows_it() -> None:
+    """The shares of many rare labels add up to more images than the total: common labels give way, no last image does."""
+    draw, often = np.random.default_rng(3), 1 / np.arange(1, 201)
+    sets = [sorted({*draw.choice(200, size=int(draw.integers(1, 3)), p=often / often.sum())}) for _ in range(1500)]
+    _, held = stratified(PackedLabels.of_sets(sets), len(sets), 0.1, seed=0)
+    assert len(held) == 150
+    counted = Counter(label for each in sets for label in each)
+    assert {label for label, number in counted.items() if number > 1} == {label for index in held for label in sets[index]}
+
+
 def test_sets_of_labels_are_classes_and_images_without_labels_are_one() -> None:
     sets = PackedLabels.of_sets([[0], [0, 1]] * 10)
     _, held = stratified(sets, 20, 0.2, seed=0)
@@ -49,8 +69,8 @@ def test_each_label_of_sets_gives_its_share() -> None:
     counted = Counter(label for each in sets for label in each)
     found = Counter(label for index in held for label in sets[index])
     off = [abs(found[label] - share * number) for label, number in counted.items()]
-    assert max(off) < 4
-    assert sum(off) / len(off) < 0.75
+    assert max(off) < 2
+    assert sum(off) / len(off) < 0.5
     heads = np.stack([draw.integers(0, 6, 400), draw.integers(0, 3, 400) ** 2], axis=1)
     _, held = stratified(PackedLabels(heads), 400, 0.1, seed=0)
     for column in heads.T:
