@@ -182,6 +182,11 @@ def ending_of(exit_code: int, problems: Iterable[Problem]) -> Ending:
     return _BY_CODE.get(exit_code, PeerFailed).of(problems)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 300 letters; its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 _NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 

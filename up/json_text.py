@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,15 @@ def json_text(
         return json.dumps(value, indent=indent, ensure_ascii=False, separators=separators, allow_nan=False, default=default)
     except (TypeError, ValueError):  # of what JSON lacks; looking for it first would cost more than writing
         return json.dumps(plain(value), indent=indent, ensure_ascii=False, separators=separators, allow_nan=False, default=default)
+
+
+def json_list(entries: Iterable[Json]) -> Iterator[str]:
+    """Yield the text of an indented JSON list piece by piece, so that it is never in memory as a whole."""
+    before = "[\n  "
+    for each in entries:
+        yield before + json_text(each, indent=2).replace("\n", "\n  ")
+        before = ",\n  "
+    yield "[]\n" if before.startswith("[") else "\n]\n"
 
 
 def plain(value: Json) -> Json:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from os.path import commonprefix
 
@@ -35,6 +36,12 @@ def some_of(names: Iterable[object], limit: int = 10) -> str:
     listed = [str(name) for name in names]
     shown = ", ".join(listed[:limit])
     return f"{shown} and {len(listed) - limit} more" if len(listed) > limit else shown
+
+
+def unused_name(name: str, taken: Container[str], separator: str = "-") -> str:
+    """Return ``name``, or if it is taken the first of ``name-2``, ``name-3``, … that is not."""
+    numbered = (f"{name}{separator}{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 def count(number: float, noun: str) -> str:

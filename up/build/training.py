@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from itertools import chain, count
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +24,7 @@ from up.optim.schedules import Schedule, Staged
 from up.schema.finetune import FinetuneSection
 from up.schema.trainer import SchedulePart, TrainerSection
 from up.tasks.experiment import Experiment
+from up.text import unused_name
 from up.tracking.tensorboard import TensorBoard
 from up.tracking.trackers.hook import Trackers
 from up.tracking.trackers.tracker import Tracker
@@ -203,15 +202,11 @@ def build_trackers(experiment: Experiment) -> tuple[Trackers | None, list[Tensor
                 continue
             built.check()
             _require_plain(built)
-        feeding[next(name for name in _numbered(part.type) if name not in feeding)] = built
+        feeding[unused_name(part.type, feeding)] = built
     if len(boards) + [hook.type for hook in experiment.config.hooks].count("train_val_logger") > 1:
         what = "TensorBoard would be written twice: keep one of the tracker tensorboard and the hook train_val_logger."
         raise experiment.error(what, key="trackers")
     return Trackers(feeding, experiment.config.model_dump()) if feeding else None, boards
-
-
-def _numbered(name: str) -> Iterator[str]:
-    return chain([name], (f"{name}-{number}" for number in count(2)))
 
 
 def _require_plain(tracker: Tracker) -> None:

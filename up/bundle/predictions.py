@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,8 @@ from up.bundle.answers import Result
 from up.bundle.answers.classes import Classes, ClassPrediction
 from up.bundle.answers.pixels import Mask
 from up.errors import StorageError
-from up.json_text import json_text
+from up.json_text import json_list, json_text
+from up.text import unused_name
 from up.types import Json
 
 Format = Literal["json", "jsonl", "csv"]
@@ -67,47 +67,34 @@ def rendered(predictions: Iterable[Prediction], kind: Format, columns: Sequence[
         for each in predictions:
             yield json_text(each.as_json()) + "\n"
     else:
-        before = "[\n  "
-        for each in predictions:
-            yield before + json_text(each.as_json(), indent=2).replace("\n", "\n  ")
-            before = ",\n  "
-        yield "[]\n" if before.startswith("[") else "\n]\n"
+        yield from json_list(each.as_json() for each in predictions)
 
 
 def drawn(predictions: Iterable[Prediction], folder: Path, opened: Callable[[str], Image.Image]) -> Iterator[Prediction]:
     """Draw each prediction on its image, which ``opened`` reads, write it into ``folder``, and pass it on."""
-    names = _Names()
+    taken: set[str] = set()
     for each in predictions:
         if each.result is not None:
-            _write_png(each.result.draw(opened(each.file)), folder, names.of(each.file))
+            _write_png(each.result.draw(opened(each.file)), folder, each.file, taken)
         yield each
 
 
 def with_masks(predictions: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
     """Write each mask into ``folder``, and pass the prediction on with the name of the file."""
-    names = _Names()
+    taken: set[str] = set()
     for each in predictions:
         if isinstance(each.result, Mask):
-            each = replace(each, mask=str(_write_png(each.result.as_image(), folder, names.of(each.file))))
+            each = replace(each, mask=str(_write_png(each.result.as_image(), folder, each.file, taken)))
         yield each
 
 
-class _Names:
-    """Names of the files written for images; equal names of images in different folders get a number."""
+def _write_png(image: Image.Image, folder: Path, file: str, taken: set[str]) -> Path:
+    """Write a PNG with the name of ``file``, numbered if it is ``taken`` by one of another folder, and return its path.
 
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def of(self, file: str) -> str:
-        stem = Path(file).stem
-        numbered = chain([stem], (f"{stem}-{number}" for number in count(2)))
-        name = next(name for name in numbered if name not in self._taken)
-        self._taken.add(name)
-        return name
-
-
-def _write_png(image: Image.Image, folder: Path, name: str) -> Path:
-    """Write ``folder/name.png`` and return its path. Raises ``StorageError``."""
+    Raises ``StorageError``.
+    """
+    name = unused_name(Path(file).stem, taken)
+    taken.add(name)
     path = folder / f"{name}.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from types import ModuleType
 from up.bundle.answers.answer import Floats, Outputs
 from up.bundle.archive import PackageError
 from up.distributed.env import disable_onnxruntime_telemetry
-from up.errors import UserError
+from up.errors import UserError, first_line
 from up.text import did_you_mean
 
 EXTRA = "pip install 'up-perception[deploy]'"
@@ -95,8 +95,3 @@ def _provider(name: str, available: Sequence[str]) -> str:
     here = [short for short, full in _PROVIDERS.items() if full in available]
     fix = f"{did_you_mean(name, here).strip()} GPUs need the package onnxruntime-gpu.".strip()
     raise UserError(key="--provider", got=name, expected=f"one that this onnxruntime has: {', '.join(here) or available}", fix=fix)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -15,10 +15,10 @@ from up.bundle.operations import pixel_affine
 from up.bundle.package import Package, metadata_of
 from up.bundle.parity import closeness
 from up.bundle.preprocess import Preprocessing
-from up.bundle.session import Session, first_line, required
+from up.bundle.session import Session, required
 from up.bundle.testvectors import from_npy
 from up.data.bad_images import BadImage
-from up.errors import Problem
+from up.errors import Problem, first_line
 from up.text import Verbatim, count
 from up.types import Json
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from up.bundle.answers import OutputSpec
-from up.bundle.session import first_line, required
+from up.bundle.session import required
 from up.bundle.verify import graph_problems
-from up.errors import UserError
+from up.errors import UserError, first_line
 from up.text import Verbatim
 
 if TYPE_CHECKING:

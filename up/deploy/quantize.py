@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from up.bundle.answers import Floats
-from up.bundle.session import first_line, required
+from up.bundle.session import required
 from up.deploy.onnx import INPUT, forget_origin, quiet
-from up.errors import UserError
+from up.errors import UserError, first_line
 from up.types import Kwargs
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import torch
 
 from up.engine.timetable import Retention
-from up.errors import StorageError, UserError
+from up.errors import StorageError, UserError, first_line
 from up.files import BEST, LATEST, TEMPORARY, damage, sha256_of, sync_folder, write_atomically, write_json
 from up.types import StateDict
 
@@ -83,10 +83,10 @@ def load_checkpoint(path: Path) -> StateDict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        what = f"contains objects other than tensors and plain values, and is refused ({_first_line(error)})"
+        what = f"contains objects other than tensors and plain values, and is refused ({first_line(error)})"
         raise CheckpointError(f"{what}. {_FOREIGN}", file=path) from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
-        raise CheckpointError(f"damaged ({_first_line(error)}).", file=path) from error
+        raise CheckpointError(f"damaged ({first_line(error)}).", file=path) from error
     if isinstance(state, dict) and "optimizer" in state and "format_version" not in state:
         raise CheckpointError(f"got a training state of UP or another program, expected a checkpoint of up. {_FOREIGN}", file=path)
     if not isinstance(state, dict) or "step" not in state or "model" not in state:
@@ -321,7 +321,3 @@ def _tensor_bytes(value: object) -> int:
     if isinstance(value, Mapping):
         return sum(_tensor_bytes(item) for item in value.values())
     return sum(_tensor_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

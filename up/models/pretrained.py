@@ -20,7 +20,7 @@ from torch import nn
 from up.models.adapter import Variant
 from up.models.complexity import Cost, complexity
 from up.models.preprocessing import ImagePreprocessing, of_timm
-from up.models.weight_files import Weights, WeightsError, first_line, read_file
+from up.models.weight_files import Weights, WeightsError, read_file, reason_in
 from up.text import did_you_mean, some_of
 
 TIMM = "timm:"
@@ -80,7 +80,7 @@ def read_state(source: str | Path) -> Weights:
         network = with_weights(name)
     except Exception as error:  # each download library has its own errors
         raise WeightsError(
-            f"cannot be downloaded ({type(error).__name__}: {first_line(error)})", file=f"{TIMM}{name}", fix=how_to_fetch(name)
+            f"cannot be downloaded ({type(error).__name__}: {reason_in(error)})", file=f"{TIMM}{name}", fix=how_to_fetch(name)
         ) from error
     return Weights(str(source), network.state_dict(), variant=variant_needed(str(source)), preprocessing=of_timm(name))
 

@@ -14,7 +14,7 @@ from up.config.argument import FromProgram
 from up.errors import UserError
 from up.models.adapter import Backbone, Channels, Initializer, Normalize, as_backbone, with_stages
 from up.models.pretrained import how_to_fetch, with_weights
-from up.models.weight_files import first_line
+from up.models.weight_files import reason_in
 from up.text import did_you_mean
 from up.types import Kwargs
 
@@ -107,7 +107,7 @@ def _create(model_name: str, pretrained: bool, kwargs: Kwargs) -> nn.Module:
         if not pretrained:
             raise UserError(f"timm's {model_name} cannot be built: {error or type(error).__name__}") from error
         raise UserError(
-            f"the weights of timm's {model_name} could not be fetched ({type(error).__name__}: {first_line(error)})",
+            f"the weights of timm's {model_name} could not be fetched ({type(error).__name__}: {reason_in(error)})",
             fix=f"Set pretrained: false. {how_to_fetch(model_name)}",
             key="pretrained",
         ) from error

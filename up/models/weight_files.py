@@ -139,8 +139,8 @@ def _reason(path: Path, error: Exception) -> str:
         if start.startswith(signature):
             return f"contains no weights: it is {what}."
     if isinstance(error, pickle.UnpicklingError) and start.startswith(b"\x80"):
-        return f"damaged, or a pickle that torch.save did not write, refused ({first_line(text)})."
-    return f"damaged ({path.stat().st_size:,} bytes: {first_line(text) or type(error).__name__})."
+        return f"damaged, or a pickle that torch.save did not write, refused ({reason_in(text)})."
+    return f"damaged ({path.stat().st_size:,} bytes: {reason_in(text) or type(error).__name__})."
 
 
 def _refusal(path: Path, name: str) -> str:
@@ -154,7 +154,7 @@ def _refusal(path: Path, name: str) -> str:
     return f'{refused}{where}: python -c "import torch; {load}; {save}"'
 
 
-def first_line(error: Exception | str) -> str:
+def reason_in(error: Exception | str) -> str:
     """Extract the line with the reason from the long messages of torch and of download libraries."""
     own = str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0]
     lines = [line.strip() for line in own.splitlines() if line.strip()]

@@ -13,7 +13,8 @@ from up.bundle.operations import DecodeOperation, Operation
 from up.bundle.package import Package
 from up.bundle.predictor import Predictor
 from up.bundle.preprocess import Preprocessing
-from up.bundle.session import Session, first_line
+from up.bundle.session import Session
+from up.errors import first_line
 from up.serve.batching import BatchSettings
 from up.text import count
 

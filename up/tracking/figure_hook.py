@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, count
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -19,6 +18,7 @@ from up.errors import Ending, UserError
 from up.figures import Floats, Pixels, missing_matplotlib
 from up.files import write_bytes
 from up.models.feature_hooks import undisturbed
+from up.text import unused_name
 from up.tracking.log import LOGGER
 
 _LONGEST_STEM = 48  # letters of up to 4 bytes: a file's name ends at 255 bytes
@@ -87,8 +87,7 @@ def file_stems(filenames: Sequence[str]) -> list[str]:
     stems: list[str] = []
     for filename in filenames:
         stem = PurePath(filename).stem[:_LONGEST_STEM] or "image"
-        candidates = chain([stem], (f"{stem}_{number}" for number in count(2)))
-        stems.append(next(name for name in candidates if name not in stems))
+        stems.append(unused_name(stem, stems, "_"))
     return stems
 
 

@@ -19,14 +19,14 @@ from up.errors import StorageError
 from up.figures import missing_matplotlib
 from up.files import make_folder, write_atomically, write_bytes
 from up.intervals import wilson
-from up.json_text import json_text
+from up.json_text import json_list, json_text
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.confusion import LARGEST, confusion_figure, confusion_matrix
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.predictions import UNREADABLE, HeadPredictions, Predictions, Recorder, combine
 from up.tasks.cls.model.heads import Names, labels_of
 from up.tasks.report import Outcomes
-from up.types import Json, Kwargs, Record
+from up.types import Kwargs, Record
 
 STREAM = "results.txt.rank{rank}"
 _TAIL = 1 << 16  # bytes of a file read at a time, from its end
@@ -48,14 +48,15 @@ def write_reports(
     heads = predictions.heads
     names = labels_of(class_names or evaluator.class_names, [head.classes for head in heads]) if heads else []
     make_folder(folder)
-    written = [_write_json(folder / "metrics.json", evaluator.compute())]
+    written = [_write_lines(folder / "metrics.json", [json_text(evaluator.compute(), indent=2), "\n"])]
     for number, head in enumerate(heads):
         suffix = f"_head{number}" if len(heads) > 1 else ""
         written += _write_head(predictions, head, names[number], folder, suffix)
         if evaluator.bad_case_analyse and head.gt is not None:
             path = folder / (evaluator.analysis_json or "bad_cases.json")
             make_folder(path.parent)
-            written.append(_write_json_list(path.with_stem(path.stem + suffix), _bad_cases(predictions, head, names[number])))
+            bad_cases = json_list(_bad_cases(predictions, head, names[number]))
+            written.append(_write_lines(path.with_stem(path.stem + suffix), bad_cases))
     if save_result:
         written.append(_write_lines(folder / "results.txt", result_lines(predictions)))
     return written
@@ -273,23 +274,6 @@ def _percent(part: float) -> str:
 def _rounded(score: float) -> float:
     """Round to six digits: more than float32 has, and half of the bytes."""
     return round(float(score), 6)
-
-
-def _write_json(path: Path, content: Json) -> Path:
-    return _write_lines(path, [json_text(content, indent=2), "\n"])
-
-
-def _write_json_list(path: Path, entries: Iterable[Json]) -> Path:
-    """Write a JSON list, indented, without holding its text in memory."""
-
-    def parts() -> Iterator[str]:
-        before = "[\n  "
-        for each in entries:
-            yield before + json_text(each, indent=2).replace("\n", "\n  ")
-            before = ",\n  "
-        yield "[]\n" if before.startswith("[") else "\n]\n"
-
-    return _write_lines(path, parts())
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> Path:
