@@ -309,7 +309,7 @@ class _Composer:
         if last > first and event.style not in ("|", ">"):
             return fault_of_scalar(self._lines, first, last, quoted=not is_plain)
         is_first_of_block = self._stack and self._stack[-1].expects_value() and self._stack[-1].parts[-1].node.mark.line <= first
-        return equals_sign(self._lines, first) if is_plain and is_first_of_block and "=" in event.value else None
+        return equals_sign(self._lines, [first]) if is_plain and is_first_of_block and "=" in event.value else None
 
     def _value(self, tag: str, text: str, loader: _Loader, mark: Mark) -> str | int | float | bool | None:
         kind = tag.removeprefix(_YAML)
@@ -350,7 +350,7 @@ class _Composer:
 
     def _merge_sources(self, value: Node, mark: Mark) -> list[MappingNode]:
         """The blocks of ``<<``, the last first: of several the first wins (YAML 1.1)."""
-        sources = [source for source in value.items[::-1]] if isinstance(value, SequenceNode) else [value]
+        sources = value.items[::-1] if isinstance(value, SequenceNode) else (value,)
         blocks = [source for source in sources if isinstance(source, MappingNode)]
         if len(blocks) < len(sources):
             raise mark.error("<<", expected="a block, or a list of blocks, to merge")

@@ -14,7 +14,7 @@ from up.config.plugins import signature_problem
 from up.config.section import Part, read_section
 from up.config.signature import Parameter, Signature, Target, name_of, signature_model, signature_of
 from up.config.wording import faults, mismatch, unknown
-from up.config.words import type_text
+from up.config.words import Words
 from up.errors import ConfigError, Problem, UserError
 from up.registry import Registry
 from up.text import Verbatim, shown
@@ -80,7 +80,7 @@ def check_kwargs(
         where = _join(path, name)
         if name not in given:
             if parameter.required and not _will_be_derived(parameter, derived, table):
-                problems.append(Problem(f"is missing ({owner} needs it: {type_text(parameter.annotation)})", key=where))
+                problems.append(Problem(f"is missing ({owner} needs it: {Words().of(parameter.annotation)})", key=where))
         elif parameter.table is not None:
             problems += _check_nested(given[name], parameter, tables, where, derived)
     problems += _wrong_values(target, signature, given, path)

@@ -97,7 +97,7 @@ class Parameter:
     @property
     def takes_none(self) -> bool:
         """Whether null is a value of its own; otherwise null in YAML means that nothing was given."""
-        return _takes_none(self.annotation)
+        return any(member in (None, type(None), Any, object) for member in _members(self.annotation))
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,6 @@ def _members(annotation: object) -> list[object]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [inner for member in get_args(annotation) for inner in _members(member)]
     return [annotation]
-
-
-def _takes_none(annotation: object) -> bool:
-    return any(member in (None, type(None), Any, object) for member in _members(annotation))
 
 
 class PartModel(BaseModel):

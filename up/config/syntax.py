@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import yaml
 
-from up.text import shortened
+from up.text import count, shortened
 
 _HINTS = {
     "mapping values are not allowed in this context": " (quote text that contains ': ', or correct the indentation)",
@@ -38,7 +39,7 @@ def fault_of(error: yaml.MarkedYAMLError, text: str) -> SyntaxFault:
         return SyntaxFault(at.line + 1, at.column + 1, "got a tab in the indentation, expected spaces")
     found = (
         _open_quote(lines, at.line)
-        or _equals_sign(lines, range(max(0, at.line - 2), min(at.line + 1, len(lines))))
+        or equals_sign(lines, range(max(0, at.line - 2), min(at.line + 1, len(lines))))
         or (_misplaced(lines, at.line) if problem in _MISPLACED else None)
         or (_no_colon(lines, error.context_mark.line) if "simple key" in context and error.context_mark else None)
     )
@@ -56,12 +57,23 @@ def fault_of_scalar(lines: list[str], first: int, last: int, quoted: bool) -> Sy
     below = range(first + 1, min(last + 1, len(lines)))
     if quoted:
         return _quote_at(lines, first) if any(_KEY.match(lines[number]) for number in below) else None
-    return _equals_sign(lines, below)
+    return equals_sign(lines, below)
 
 
-def equals_sign(lines: list[str], number: int) -> SyntaxFault | None:
-    """Check line ``number``, counted from 0, for ``key=value`` where a block of keys begins."""
-    return _equals_sign(lines, range(number, number + 1))
+def equals_sign(lines: list[str], numbers: Iterable[int]) -> SyntaxFault | None:
+    """Check the lines ``numbers``, counted from 0, for ``key=value`` where ``key: value`` is meant."""
+    for number in numbers:
+        found = _EQUALS.match(lines[number])
+        if found and not _KEY.match(lines[number]):
+            written, column = lines[number].strip().rstrip(","), _indent(lines[number]) + 1
+            said = f"got {written!r}, expected KEY: VALUE."
+            if number and "#" in lines[number - 1] and written.count(")") > written.count("("):
+                return SyntaxFault(number + 1, column, f"{said} It ends the comment of line {number}: write # before it.")
+            pairs = re.split(r"[,\s]+(?=\w+\s*=)", written.removeprefix("- "))
+            mended = " and ".join(re.sub(r"\s*=\s*", ": ", pair, count=1) for pair in pairs)
+            alone = ", each on its own line" if len(pairs) > 1 else ""
+            return SyntaxFault(number + 1, column, f"{said} Write {mended}{alone}.")
+    return None
 
 
 def _open_quote(lines: list[str], last: int) -> SyntaxFault | None:
@@ -95,21 +107,6 @@ def _quote_at(lines: list[str], number: int) -> SyntaxFault:
     return SyntaxFault(number + 1, column + 1, f"a quote is opened here and never closed. Close it on this line: {mended}")
 
 
-def _equals_sign(lines: list[str], numbers: range) -> SyntaxFault | None:
-    for number in numbers:
-        found = _EQUALS.match(lines[number])
-        if found and not _KEY.match(lines[number]):
-            written, column = lines[number].strip().rstrip(","), _indent(lines[number]) + 1
-            said = f"got {written!r}, expected KEY: VALUE."
-            if number and "#" in lines[number - 1] and written.count(")") > written.count("("):
-                return SyntaxFault(number + 1, column, f"{said} It ends the comment of line {number}: write # before it.")
-            pairs = re.split(r"[,\s]+(?=\w+\s*=)", written.removeprefix("- "))
-            mended = " and ".join(re.sub(r"\s*=\s*", ": ", pair, count=1) for pair in pairs)
-            alone = ", each on its own line" if len(pairs) > 1 else ""
-            return SyntaxFault(number + 1, column, f"{said} Write {mended}{alone}.")
-    return None
-
-
 def _no_colon(lines: list[str], number: int) -> SyntaxFault:
     text = lines[number].strip()
     return SyntaxFault(
@@ -127,12 +124,10 @@ def _misplaced(lines: list[str], number: int) -> SyntaxFault | None:
         return None
     alike = [(level, where) for level, where in levels if level[1] == is_entry] or levels
     (wanted, _), where = min(alike, key=lambda each: (abs(each[0][0] - indent), -each[1]))
-    said = (
-        f"got {_blanks(indent)} of indentation, expected {wanted} as in line {where + 1}"
-        if wanted != indent
-        else (f"got a list entry between keys, expected a key as in line {where + 1}")
-    )
-    return SyntaxFault(number + 1, indent + 1, f"{said}. Indent this line, and those that belong to it, by {_blanks(wanted)}.")
+    own, right = count(indent, "space"), count(wanted, "space")
+    got = f"{own} of indentation, expected {wanted} as" if wanted != indent else "a list entry between keys, expected a key as"
+    what = f"got {got} in line {where + 1}. Indent this line, and those that belong to it, by {right}."
+    return SyntaxFault(number + 1, indent + 1, what)
 
 
 def _levels_above(lines: list[str], number: int) -> list[tuple[tuple[int, bool], int]]:
@@ -159,7 +154,3 @@ def _levels_above(lines: list[str], number: int) -> list[tuple[tuple[int, bool],
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip(" "))
-
-
-def _blanks(number: int) -> str:
-    return f"{number} space" if number == 1 else f"{number} spaces"

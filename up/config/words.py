@@ -117,11 +117,6 @@ class Words:
         return f"{name} ({words}; {default})" if is_derived or parameter.required else f"{name} = {default} ({words})"
 
 
-def type_text(annotation: object) -> str:
-    """Describe an annotation in plain words."""
-    return Words().of(annotation)
-
-
 def docstring(target: Target) -> str:
     """Return the docstring of a part, not that of a class that it derives from."""
     return inspect.cleandoc((target.func if isinstance(target, partial) else target).__doc__ or "")

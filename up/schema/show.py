@@ -99,19 +99,11 @@ def strategy_lines(config: Config, origins: Origins) -> list[str]:
     """List the values that ``finetune.strategy`` supplies, as check and the start log show them; empty without a strategy."""
     if config.finetune is None or config.finetune.strategy is None:
         return []
-    plain = config.model_dump()
-    nodes = parse_nodes(effective_yaml(config), "")
-    supplied = [path for _, path in _ends(nodes, "") if origins.of(path) == str(PLACE)]
+    supplied = [each for each in _plain_ends(config.model_dump(), "") if origins.of(each[0]) == str(PLACE)]
     summary = (STRATEGIES[config.finetune.strategy].__doc__ or "").splitlines()[0].rstrip(".")
-    values = [f"{path}: {_brief(_value_at(plain, path))}" for path in supplied]
+    values = [f"{path}: {_brief(value)}" for path, value in supplied]
     return [f"strategy {config.finetune.strategy}: {summary}", f"finetune.strategy sets {', '.join(values)}"]
 
 
 def _brief(value: Json) -> str:
     return value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else shown(value)
-
-
-def _value_at(plain: Json, path: str) -> Json:
-    for word in path.split("."):
-        plain = plain[int(word)] if isinstance(plain, list) else plain[word]
-    return plain

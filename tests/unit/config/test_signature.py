@@ -13,7 +13,7 @@ from torch import nn
 
 from up.config.argument import Derived, FixedOnResume, FromProgram, NoEffect, PartOf, Unit
 from up.config.signature import signature_model, signature_of, strict
-from up.config.words import Words, summary, type_text
+from up.config.words import Words, summary
 from up.schema.json_schema import part_schema
 
 
@@ -203,8 +203,8 @@ def test_strict_keeps_what_it_does_not_know() -> None:
         (list[Annotated[int, Field(ge=1)]], "list of whole numbers ≥ 1"),
     ],
 )
-def test_type_text(annotation: Any, text: str) -> None:
-    assert type_text(annotation) == text
+def test_words_of_a_type(annotation: Any, text: str) -> None:
+    assert Words().of(annotation) == text
 
 
 def test_a_line_for_each_argument() -> None:
