@@ -364,12 +364,12 @@ def _squeezed(shape: Iterable[int]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _prefixes(problems: Iterable[str], good: Iterable[str], limit: int = 10) -> list[str]:
-    """Find the shortest prefixes of all ``problems`` and nothing ``good``; more than ``limit`` are shortened further."""
+def _prefixes(problems: Iterable[str], good: Iterable[str]) -> list[str]:
+    """Find the shortest prefixes of all ``problems`` and nothing ``good``; more than 10 are shortened further."""
     fine = {parent for name in good if not IMMATERIAL.search(name) for parent in parents_of(name)}
     found = list(dict.fromkeys(next((parent for parent in parents_of(name) if parent not in fine), name) for name in problems))
     for depth in range(max(name.count(".") for name in found) + 1, 1, -1):
         found = list(dict.fromkeys(parents_of(name)[:depth][-1] for name in found))
-        if len(found) <= limit:
+        if len(found) <= 10:
             break
     return found

@@ -14,7 +14,7 @@ from up.config.checked import checked
 from up.data.records import Batch
 from up.engine.hooks import Outline
 from up.errors import UserError
-from up.figures import Panel, is_drawable, missing_font, panels
+from up.figures import Floats, Panel, is_drawable, missing_font, panels
 from up.models.feature_hooks import FeatureHooks, as_maps, require_layers, undisturbed
 from up.run_files import GRAD_CAM
 from up.text import Verbatim, count, some_of
@@ -28,6 +28,11 @@ class GradCamMaps:
     heat: Tensor
     classes: list[int]
     scores: list[float]
+
+    def shown(self) -> Floats:
+        """Return the heat (B, h, w) as numbers from 0 to 1, the maximum of each map; what is not finite is 0."""
+        heat = torch.nan_to_num(self.heat, nan=0.0, posinf=0.0).cpu().double().numpy()
+        return np.asarray(heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float64).tiny))
 
 
 def grad_cam(model: nn.Module, image: Tensor, layer: str) -> GradCamMaps:
@@ -141,14 +146,13 @@ class GradCam(FigureHook):
                 f"all maps of layer {layer!r} are empty: nothing in it raises the predicted classes. After the last block "
                 "of a ViT only the class token counts; name a layer before its attention, such as backbone.blocks.11.norm1."
             )
-        for number, stem in enumerate(file_stems(images.filename)):
+        for number, (stem, heat) in enumerate(zip(file_stems(images.filename), maps.shown(), strict=True)):
             label = self._label(images.get("gt"), number)
             image = photo(images.image[number])
-            heat = torch.nan_to_num(maps.heat[number], nan=0.0, posinf=0.0).cpu().double().numpy()
             yield (
                 stem,
                 panels(
-                    [Panel("image", image), Panel(f"Grad-CAM, {layer}", image, heat / max(heat.max(), np.finfo(np.float64).tiny))],
+                    [Panel("image", image), Panel(f"Grad-CAM, {layer}", image, heat)],
                     title=f"{self._name(maps.classes[number])}: {100 * maps.scores[number]:.1f} %",
                     note=f"{f'label: {label}, ' if label else ''}step {step:,}",
                     scale="evidence for the prediction",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,16 +16,6 @@ T_MIN, T_MAX = 0.05, 20.0
 _TINY = 1e-45  # the smallest positive float32
 _TOLERANCE = 1e-10
 _FLAT = 1e-12  # slopes and curvatures below are rounding
-
-
-class Logits(Protocol):
-    """Logits (n, C) that are read in blocks of rows: an array, or ``LogitsOfScores``."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, C)."""
-
-    def __getitem__(self, rows: slice, /) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +34,7 @@ class LogitsOfScores:
         return logits_of(self.scores[self.rows[rows]])
 
 
+Logits: TypeAlias = Floats | LogitsOfScores  # (n, C), read in blocks of rows
 OfRows: TypeAlias = Callable[[Floats, Ints], Floats]  # from the logits (k, C) and labels (k,) of a block of rows
 
 
@@ -155,15 +146,15 @@ class Scaling:
     nll_after: float
 
 
-def temperature_scaling(scores: Floats, labels: Ints, seed: int = 0, *, rows: Ints | None = None) -> Scaling:
-    """Fit temperatures to probabilities (n, C) and labels (n,) of at least two images; the halves are drawn by ``seed``.
+def temperature_scaling(scores: Floats, labels: Ints, *, rows: Ints | None = None) -> Scaling:
+    """Fit temperatures to probabilities (n, C) and labels (n,) of at least two images; the halves are drawn at random.
 
     A temperature that is fitted and measured on the same images looks better than it is, so no image is measured with its own.
     ``rows`` (n,) are those of ``scores`` to use, by default all. Scores in a file are read in blocks, several times.
     """
     logits = LogitsOfScores(scores, np.arange(len(scores)) if rows is None else rows)
     is_first = np.zeros(len(labels), dtype=bool)
-    is_first[np.random.default_rng(seed).permutation(len(labels))[: len(labels) // 2]] = True
+    is_first[np.random.default_rng(0).permutation(len(labels))[: len(labels) // 2]] = True
     after = np.empty((len(labels), 2))
     nll, halves = 0.0, []
     for half in (is_first, ~is_first):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LABELLED = 30  # classes; more have numbers on the axes, and their most frequent confusions beside the matrix
 LARGEST = 1000  # classes; a larger matrix is neither drawn nor written in full
 _BLOCKS = 250  # along a side of the figure: each is several pixels, so that a single wrong class can be seen
-_PAIRS = 12  # most frequent confusions
+PAIRS = 12  # most frequent confusions
 _LONGEST_NAME = 24  # letters
 
 
@@ -38,7 +38,7 @@ def confusion_figure(matrix: Ints, names: Sequence[str]) -> bytes:
     Up to ``LABELLED`` classes it has names and counts, above that class numbers and the most frequent confusions.
     """
     classes = len(matrix)
-    known = names if classes <= LABELLED else [names[c] for pair in _confusions(matrix) for c in pair[:2]]
+    known = names if classes <= LABELLED else [names[c] for pair in most_confused(matrix) for c in pair[:2]]
     if (line := missing_font(known)) is not None:
         warnings.warn(line, stacklevel=2)
     shares = share(matrix, np.broadcast_to(matrix.sum(axis=1, keepdims=True), matrix.shape))
@@ -86,7 +86,7 @@ def _many(figure: Figure, signed: Floats, matrix: Ints, names: Sequence[str], no
         left.locator_params(axis=axis, integer=True, nbins=6)
     if block > 1:
         left.set_xlabel(f"predicted class (each point: the largest share of {block} x {block} classes)")
-    pairs = _confusions(matrix)
+    pairs = most_confused(matrix)
     right.set_title("most frequent confusions, images", fontsize=10, loc="left")
     right.barh(range(len(pairs)), [pair[2] for pair in pairs], color=WRONG, height=0.35)
     for place, (true, predicted, images) in enumerate(pairs):
@@ -94,7 +94,7 @@ def _many(figure: Figure, signed: Floats, matrix: Ints, names: Sequence[str], no
         right.text(0, place - 0.3, named, fontsize=8, va="bottom")
     if not pairs:
         right.text(0, 0, "none", color=FAINT)
-    right.set_ylim(_PAIRS - 0.5, -1)
+    right.set_ylim(PAIRS - 0.5, -1)
     right.set_axis_off()
 
 
@@ -127,12 +127,11 @@ def _in_blocks(signed: Floats, side: int) -> Floats:
     return smallest
 
 
-def _confusions(matrix: Ints) -> list[tuple[int, int, int]]:
-    """List true class, predicted class and images of the most frequent confusions."""
+def most_confused(matrix: Ints) -> list[tuple[int, int, int]]:
+    """List true class, predicted class and images of the most frequent confusions in a matrix (C, C), ``PAIRS`` at most."""
     wrong = matrix - np.diag(matrix.diagonal())
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
-    pairs = [(*divmod(int(cell), len(matrix)), int(wrong.flat[cell])) for cell in order]
-    return [pair for pair in pairs if pair[2]]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    return [(*divmod(int(cell), len(matrix)), int(wrong.flat[cell])) for cell in order if wrong.flat[cell]]
 
 
 def _shown(names: Sequence[str], number: int) -> str:

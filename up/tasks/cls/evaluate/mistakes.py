@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from up.errors import UserError
-from up.figures import Pixels, missing_matplotlib, overlaid
+from up.figures import missing_matplotlib, overlaid
 from up.pages.images import thumbnail
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.evaluate.predictions import Bools, Floats, HeadPredictions, Ints
@@ -51,12 +51,7 @@ class GalleryImages:
         except UserError as error:
             self.reason = f"There is no Grad-CAM: {error}"
             return [None] * len(rows)
-        heats = np.nan_to_num(maps.heat.cpu().double().numpy(), nan=0.0, posinf=0.0)
-        return [thumbnail(_over(photo(image), heat), _SIDE) for image, heat in zip(batch.image, heats, strict=True)]
-
-
-def _over(image: Pixels, heat: Floats) -> Pixels:
-    return overlaid(image, heat / max(heat.max(), np.finfo(np.float64).tiny))
+        return [thumbnail(overlaid(photo(image), heat), _SIDE) for image, heat in zip(batch.image, maps.shown(), strict=True)]
 
 
 def no_mistakes(head: HeadPredictions) -> Note:

@@ -13,7 +13,7 @@ from up.intervals import wilson
 from up.tasks.cls.data.image_dataset import ImageDataset
 from up.tasks.cls.evaluate import scoring
 from up.tasks.cls.evaluate.calibration import BINS, Reliability, Scaling, are_probabilities, reliability, temperature_scaling
-from up.tasks.cls.evaluate.confusion import confusion_matrix
+from up.tasks.cls.evaluate.confusion import PAIRS, confusion_matrix, most_confused
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
 from up.tasks.cls.evaluate.mistakes import GalleryImages, mistakes_of_sets, mistakes_section, no_mistakes
 from up.tasks.cls.evaluate.order import confused_order
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LARGEST_DRAWN = 40  # classes in a drawing: of more, those with most mistakes
-PAIRS, EXAMPLES = 12, 3  # confused pairs, and images of each
+EXAMPLES = 3  # images of a confused pair
 _NAME = 22  # letters
 
 
@@ -123,7 +123,7 @@ def confusion_section(
     mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
     most = np.sort(np.argsort(-mistakes, kind="stable")[:LARGEST_DRAWN])
     drawn = most[confused_order(matrix[np.ix_(most, most)])].tolist()
-    pairs = _pairs(wrong)
+    pairs = most_confused(matrix)
     caption = "Rows are true classes, columns predictions; confused classes stand next to each other."
     if len(drawn) < len(names):
         caption += f" The {len(drawn)} of {count(len(names), 'class')} with most mistakes."
@@ -149,12 +149,6 @@ def confusion_section(
     items = list(_examples(head, names, pairs, image_of))
     table = Table(columns, rows, "Most confused pairs")
     return PageSection(f"confusion{suffix}", title, [plot, table, *([Gallery(items)] if items else [])])
-
-
-def _pairs(wrong: Ints) -> list[tuple[int, int, int]]:
-    """List true class, predicted class and images of the most frequent confusions."""
-    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    return [(*divmod(int(cell), len(wrong)), int(wrong.flat[cell])) for cell in order if wrong.flat[cell]]
 
 
 def _examples(
@@ -205,7 +199,8 @@ def calibration_section(head: HeadPredictions, suffix: str, title: str) -> PageS
     note = f"{BINS} bins of equal width (Guo et al. 2017); with {count(len(score), 'image')} even perfect scores have some error"
     cards = [("calibration error (ECE)", f"{100 * found.ece:.2f} %", note)]
     cards.append(("mean score − accuracy", f"{100 * (score.mean() - correct.mean()):+.2f} %", "above 0: overconfident"))
-    data: dict[str, Json] = {"ece": found.ece, "overconfidence": float(score.mean() - correct.mean()), **_record("bins", found)}
+    data: dict[str, Json] = {"ece": found.ece, "overconfidence": float(score.mean() - correct.mean())}
+    data["bins"] = {"images": found.images, "correct": found.correct, "mean_score": found.score}
     scaling, reason = None, ""
     rows = np.flatnonzero(readable)
     if head.scores is None or not are_probabilities(head.scores, rows):
@@ -214,14 +209,10 @@ def calibration_section(head: HeadPredictions, suffix: str, title: str) -> PageS
         reason = "No temperature is fitted: it takes at least 10 images, and some of them predicted wrongly."
     else:
         scaling = temperature_scaling(head.scores, head.labels[readable], rows=rows)
-        data["temperature"] = {**asdict(scaling), "after": asdict(scaling.after), "before": asdict(scaling.before)}
+        data["temperature"] = asdict(scaling)
         cards += _of_scaling(scaling)
     plot = Plot(f"reliability{suffix}", lambda figure: _diagram(figure, found, scaling), (6, 5), _explained(scaling), data)
     return PageSection(name, title, [Cards(cards), plot, *([Note(reason)] if reason else [])], data)
-
-
-def _record(name: str, found: Reliability) -> dict[str, Json]:
-    return {name: {"images": found.images, "correct": found.correct, "mean_score": found.score}}
 
 
 def _of_scaling(scaling: Scaling) -> list[tuple[str, str, str]]:

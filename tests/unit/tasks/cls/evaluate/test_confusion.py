@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from up.figures import RIGHT, WRONG
-from up.tasks.cls.evaluate.confusion import _confusions, _in_blocks, confusion_figure, confusion_matrix
+from up.tasks.cls.evaluate.confusion import _in_blocks, confusion_figure, confusion_matrix, most_confused
 from up.tasks.cls.evaluate.predictions import HeadPredictions
 
 
@@ -56,7 +56,7 @@ def test_no_text_is_clipped_and_each_cell_has_pixels(classes: int) -> None:
 def test_the_most_frequent_confusions() -> None:
     matrix = 9 * np.eye(40, dtype=np.int64)
     matrix[3, 5], matrix[5, 3], matrix[1, 0] = 2, 7, 2
-    assert _confusions(matrix) == [(5, 3, 7), (1, 0, 2), (3, 5, 2)]
+    assert most_confused(matrix) == [(5, 3, 7), (1, 0, 2), (3, 5, 2)]
 
 
 def test_a_single_wrong_class_can_be_seen_among_many() -> None:
