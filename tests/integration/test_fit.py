@@ -68,7 +68,7 @@ def test_auto_is_chosen_reported_recorded_and_kept_on_resume(
 def test_the_batch_on_a_cpu_is_limited_by_memory(
     auto: Config, write: Write, monkeypatch: pytest.MonkeyPatch, free: int, size: int
 ) -> None:
-    monkeypatch.setattr(fit, "free_memory", lambda: free)
+    monkeypatch.setattr(fit, "available_memory", lambda: free)
     _, choices = fit.fitted(load_experiment(Path(write(auto)), []), CPU)
     chosen = {choice.key: choice for choice in choices}["dataset.train.batch_sampler.kwargs.batch_size"]
     assert chosen.value == size
@@ -81,7 +81,7 @@ def test_the_images_that_are_measured_are_those_of_training(
 ) -> None:
     """Evaluated ones may be smaller."""
     auto["dataset"]["train"]["dataset"]["kwargs"]["transformer"][0]["kwargs"]["size"] = side
-    monkeypatch.setattr(fit, "free_memory", lambda: 1 << 24)
+    monkeypatch.setattr(fit, "available_memory", lambda: 1 << 24)
     chosen = {choice.key: choice.value for choice in fit.fitted(load_experiment(Path(write(auto)), []), CPU)[1]}
     assert chosen["dataset.train.batch_sampler.kwargs.batch_size"] == size
 

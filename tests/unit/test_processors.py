@@ -1,4 +1,4 @@
-"""The processors that a process may use: affinity, and CPU quotas of both versions of control groups."""
+"""The processors and the memory that a process may use: of the machine, and by both versions of control groups."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from pathlib import Path
 import pytest
 
 from up import processors
-from up.processors import available_processors
+from up.processors import available_memory, available_processors
 
 pytestmark = pytest.mark.unit
 
 SECOND = {"job/cpu.max": "150000 100000", "cpu.max": "max 100000"}
 FIRST = {"cpu,cpuacct/job/cpu.cfs_quota_us": "300000", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"}
+
+
+def mount(own: str | None, files: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = folder / "cgroup"
+    if own is not None:
+        groups.write_text(own)
+    for name, text in files.items():
+        path = folder / "mounted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    monkeypatch.setattr(processors, "_OWN_GROUPS", groups)
+    monkeypatch.setattr(processors, "_MOUNTED", folder / "mounted")
 
 
 @pytest.mark.parametrize(
@@ -32,15 +44,7 @@ FIRST = {"cpu,cpuacct/job/cpu.cfs_quota_us": "300000", "cpu,cpuacct/job/cpu.cfs_
     ],
 )
 def test_quotas(own: str | None, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = tmp_path / "cgroup"
-    if own is not None:
-        groups.write_text(own)
-    for name, text in files.items():
-        path = tmp_path / "mounted" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-    monkeypatch.setattr(processors, "_OWN_GROUPS", groups)
-    monkeypatch.setattr(processors, "_MOUNTED", tmp_path / "mounted")
+    mount(own, files, tmp_path, monkeypatch)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert available_processors() == expected
 
@@ -58,3 +62,40 @@ def test_quotas_are_read_once_a_process(tmp_path: Path, monkeypatch: pytest.Monk
     assert available_processors() == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert available_processors() == 1
+
+
+CACHED = "anon 10\nactive_file 300\ninactive_file 500\nslab 7"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/job\n", {"job/memory.max": "1000", "job/memory.current": "900", "job/memory.stat": "anon 900"}, 100),
+        ("0::/job\n", {"job/memory.max": "1000", "job/memory.current": "1000", "job/memory.stat": CACHED}, 800),  # most of it files
+        ("0::/job/task\n", {"job/memory.max": "1000", "job/memory.current": "0", "job/memory.stat": "anon 0"}, 1000),
+        ("0::/\n", {"memory.max": "max", "memory.current": "900", "memory.stat": "anon 900"}, 5120),
+        (
+            "5:memory:/job\n4:cpu,cpuacct:/job\n",
+            {
+                "memory/job/memory.limit_in_bytes": "1000",
+                "memory/job/memory.usage_in_bytes": "900",
+                "memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 200\ntotal_active_file 50",
+            },
+            350,
+        ),
+        ("5:memory:/\n", {"memory/memory.limit_in_bytes": str(2**63 - 4096), "memory/memory.usage_in_bytes": "9"}, 5120),
+        (None, {}, 5120),
+    ],
+)
+def test_memory(own: str | None, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount(own, files, tmp_path, monkeypatch)
+    machine = tmp_path / "meminfo"
+    machine.write_text("MemTotal:       9 kB\nMemAvailable:   5 kB\nHugePages_Total:       0\n")
+    monkeypatch.setattr(processors, "_MEMORY", machine)
+    assert available_memory() == expected
+
+
+def test_a_machine_that_does_not_tell_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "_MEMORY", tmp_path / "meminfo")
+    mount(None, {}, tmp_path, monkeypatch)
+    assert available_memory() == 4_000_000_000

@@ -7,10 +7,8 @@ resumed run takes them.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ from up.build.data import build_dataset, input_size_of
 from up.build.experiment import missing_files
 from up.build.network import build_net, distillation_of, precision_of, to_device
 from up.build.training import build_runner, optimizer_of
+from up.config.nodes import read_plain
 from up.config.section import Section
 from up.data.collate import to_device as batch_to_device
 from up.data.records import Dataset
@@ -34,7 +33,7 @@ from up.engine.precision import Mode, Precision, fast_mode
 from up.engine.step import Runner
 from up.errors import out_of_memory
 from up.files import LATEST, named_checkpoint
-from up.processors import available_processors
+from up.processors import available_memory, available_processors
 from up.run_files import CONFIG
 from up.schema.dataset import AUTO_SIZE
 from up.schema.decode import missing_for_training
@@ -150,7 +149,7 @@ def batch_size_for(experiment: Experiment, device: torch.device) -> tuple[int, s
         size, why = _largest_on_gpu(experiment, data, device, most, why)
     else:
         each = _bytes_of_an_image(experiment, data)
-        room = int(_ROOM * free_memory()) // 2 // ranks_of_host()
+        room = int(_ROOM * available_memory()) // 2 // ranks_of_host()
         fitting = max(2, _power_of_two(room // max(1, each)))
         size = min(most, fitting)
         why = why if size == most else f"an image takes {size_text(each)} and {size_text(room)} of memory are free for it"
@@ -232,21 +231,6 @@ def _bytes_of_an_image(experiment: Experiment, data: Dataset) -> int:
     return sum(kept.values())  # of two images; the gradients of the activations of one take as much again
 
 
-def free_memory() -> int:
-    """Return the free memory of this machine, or of its control group if that is less, in bytes."""
-    lines = (
-        dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        if os.path.exists("/proc/meminfo")
-        else {}
-    )
-    free = int(lines.get("MemAvailable", "4000000 kB").split()[0]) * 1024
-    try:
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no control group, or one without a limit
-        return free
-    return min(free, max(0, limit - used))
-
-
 def _test_batch(experiment: Experiment, chosen: Mapping[str, Choice]) -> tuple[int, str]:
     train = experiment.config.dataset.train
     written = chosen.get(f"dataset.train.{BATCH}")
@@ -298,7 +282,7 @@ def _recorded(experiment: Experiment) -> dict[str, int | str | None]:
             return {}
         folder = named_checkpoint(saver.resume_model).parent
     try:
-        plain = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        plain = read_plain((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
     found = {path: _value(plain, path) for path in auto_keys(experiment.config)}
