@@ -63,7 +63,7 @@ def environment(device: torch.device) -> Mapping[str, Json]:
         "ranks": group.world_size(),
         "Python": platform.python_version(),
         "up": up.__version__,
-        **{name: _version(name) for name in _LIBRARIES},
+        **{name: version_of(name) for name in _LIBRARIES},
     }
 
 
@@ -75,7 +75,8 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import NamedTuple
@@ -41,6 +40,7 @@ from up.files import LATEST
 from up.optim import set_lr
 from up.tasks.experiment import Experiment
 from up.text import count, duration, size_text, some_of
+from up.tracking.speed import process_peak
 
 MEASURED = 20  # steps
 _WARM_UP = 3  # of them, which start workers and choose algorithms
@@ -140,7 +140,7 @@ def estimate(experiment: Experiment, *, steps: int = MEASURED) -> Estimate:
         features_s=features_s,
         evaluation_s=_evaluation_seconds(parts, session) if evaluations else 0.0,
         evaluations=evaluations,
-        peak_bytes=torch.cuda.max_memory_allocated(parts.device) if is_gpu else getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=torch.cuda.max_memory_allocated(parts.device) if is_gpu else process_peak(),
         is_gpu=is_gpu,
     )
 

@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import up
+from up.build.record import version_of
 from up.bundle.manifest import Provenance
 from up.engine.checkpoint import read_sidecar
 from up.errors import UserError
@@ -37,7 +37,7 @@ def provenance_of(experiment: Experiment, checkpoint: Path) -> Provenance:
         checkpoint_sha256=sha256_of(checkpoint),
         data_sha256=recorded_texts(checkpoint).get("data_sha256"),
         created=created_at(checkpoint).isoformat(timespec="seconds"),
-        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        packages={name: found for name in _PACKAGES if (found := version_of(name))},
     )
 
 
@@ -82,10 +82,3 @@ def recorded_texts(checkpoint: Path) -> Mapping[str, str]:
     except Exception:  # of another format, which `read_state` can read: it has no such texts
         return {}
     return {} if not isinstance(state, dict) else {key: value for key, value in state.items() if isinstance(value, str)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
