@@ -110,7 +110,7 @@ def _bad_cases(predictions: Predictions, head: HeadPredictions, names: Sequence[
 def _class_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
     """A class without images has no accuracy, recall or average precision: its cells are empty."""
     counts = scoring.counts_of(head)
-    sets = head.sets == head.labels if head.labels.ndim == 2 else None
+    sets = (head.sets == head.labels) & (head.preds != UNREADABLE)[:, None] if head.labels.ndim == 2 else None
     precisions = None if sets is None else scoring.average_precisions(head)
     header: list[object] = ["class", "name", "images", "correct", "accuracy", "precision", "recall", "f1"]
     yield [*header, *(() if sets is None else ("average_precision",)), "accuracy_low", "accuracy_high"]
@@ -165,13 +165,17 @@ def _outcomes_of(predictions: Predictions, number: int, names: Sequence[str]) ->
 
 
 def _set_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:
-    """Two by two for each class, because a set of labels has no single class that it was confused with."""
-    counts = scoring.counts_of(head)
+    """Two by two for each class, because a set of labels has no single class that it was confused with.
+
+    Scores that are not finite are right for no class, so that such an image is no true negative.
+    """
+    counts, readable = scoring.counts_of(head), head.preds != UNREADABLE
+    negatives = (~(head.labels | head.sets)[readable]).sum(axis=0)
     yield ["class", "name", "true_positive", "false_positive", "false_negative", "true_negative"]
     for c, name in enumerate(names):
         correct = counts.correct[c]
         added, missed = counts.predicted[c] - correct, counts.images[c] - correct
-        yield [c, name, correct, added, missed, len(head.labels) - correct - added - missed]
+        yield [c, name, correct, added, missed, negatives[c]]
 
 
 def _sparse_confusion_rows(head: HeadPredictions, names: Sequence[str]) -> Iterator[list[object]]:

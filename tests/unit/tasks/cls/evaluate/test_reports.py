@@ -216,6 +216,21 @@ def test_unreadable_scores_have_no_prediction(tmp_path: Path) -> None:
     assert json_lines(tmp_path / "results.txt")[0]["prediction"] == -1
 
 
+def test_unreadable_scores_are_right_for_no_class_of_a_set(tmp_path: Path) -> None:
+    gt = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1]]).float()
+    scores = torch.where(gt > 0, 0.9, 0.1)
+    scores[0, 2] = float("nan")
+    with pytest.warns(UserWarning, match=facts("scores", "1", "4")):
+        write_reports(evaluated(scores, gt, multilabel=True), tmp_path, NAMES)
+    per_class = rows_of(tmp_path / "per_class.csv")
+    assert [row[4] for row in per_class[1:]] == ["75.0000", "75.0000", "75.0000"]  # the image has the label cat alone
+    assert rows_of(tmp_path / "confusion.csv")[1:] == [
+        ["0", "cat", "1", "0", "1", "2"],
+        ["1", "dog", "3", "0", "0", "0"],
+        ["2", "gnu", "1", "0", "0", "2"],
+    ]
+
+
 @pytest.mark.parametrize("names", [["cat", "dog"], [["cat", "dog"]], [[]]])
 def test_too_few_names_are_counted(tmp_path: Path, names: Any) -> None:
     with pytest.raises(UserError, match=facts("class_names", "names", "3")):
