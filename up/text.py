@@ -12,11 +12,11 @@ from os.path import commonprefix
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
-    """Return the three names in ``known`` nearest to ``name``, best first, ignoring case.
+    """Return the three names in ``known`` nearest to ``name``, best first, ignoring case and the dashes of flags.
 
     Of equally near names, those with the longest common beginning come first: typing errors are more often late.
     """
-    meant, by_lower = name.lower(), {candidate.lower(): candidate for candidate in known}
+    meant, by_lower = name.lower().lstrip("-"), {candidate.lower().lstrip("-"): candidate for candidate in known}
     near = get_close_matches(meant, list(by_lower), n=len(by_lower) or 1, cutoff=0.6)
 
     def nearness(candidate: str) -> tuple[float, int]:

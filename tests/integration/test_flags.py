@@ -21,6 +21,7 @@ from up.__main__ import main
 from up.commands.catalog import COMMANDS
 from up.commands.parser import UP_FLAGS
 from up.commands.train import overrides_of, parse
+from up.commands.train_arguments import OF_FINETUNE
 from up.schema.decode import load_config
 
 Config = dict[str, Any]
@@ -153,6 +154,23 @@ def test_near_names_for_a_mistyped_flag(capsys: pytest.CaptureFixture[str]) -> N
     (line,) = refused(["train", "x.yaml", "--dispaly", "3"], capsys)
     assert "unknown argument '--dispaly'" in line
     assert "'--display'" in line
+
+
+@pytest.mark.parametrize("flag", OF_FINETUNE)
+def test_flags_of_finetune_are_named_as_such(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(["train", "photos/", flag, "x"], capsys)
+    assert f"'{flag}'" in line
+    assert "up finetune" in line
+    assert "--help'" not in line
+    with pytest.raises(SystemExit):
+        main(["finetune", "--help"])
+    assert f"{flag} " in capsys.readouterr().out
+
+
+def test_an_unknown_flag_leads_to_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(["train", "x.yaml", "--weight-decay", "0.1"], capsys)
+    assert "'--weight-decay'" in line
+    assert "-o KEY=VALUE" in line
 
 
 class TestFlopsFlags:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -75,6 +75,8 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog=f"up {name} {subcommand}".rstrip(), description=summary, epilog=epilog, formatter_class=PlainHelp)
         self._has_config = self._needs_config = False
         self._among = ""
+        self.elsewhere: Mapping[str, str] = {}
+        """Flags of other commands, and the command line that takes each."""
 
     def add_config(self, *, required: bool = True, among: str = "", what: str = "the YAML file") -> None:
         """Add ``FILE.yaml``, ``--config FILE.yaml`` and overrides; ``among`` is the positional list that the file may be in."""
@@ -112,10 +114,16 @@ class CommandParser(argparse.ArgumentParser):
         """Print one line on stderr, with near names for an unknown flag; exit code 2."""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            word = unknown.split()[0]
-            message = f"unknown argument {word!r}.{did_you_mean(word.partition('=')[0], self._option_string_actions)}"
+            message = self._about_unknown(unknown.split()[0])
         end = "" if message.endswith((".", "?")) else "."
         self.exit(2, f"{self.prog}: {message}{end} See {self.prog} --help.\n")
+
+    def _about_unknown(self, word: str) -> str:
+        flag = _spelling(word.partition("=")[0])
+        if flag in self.elsewhere:
+            return f"unknown argument {word!r}. Use it with {self.elsewhere[flag]}"
+        of_file = " Set values of the YAML file by -o KEY=VALUE." if OVERRIDES[0] in self._option_string_actions else ""
+        return f"unknown argument {word!r}.{did_you_mean(flag, self._option_string_actions) or of_file}"
 
     def _separated(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
         """Split off the words after ``-o`` and ``--opts``; flags that the command ignores are dropped with a line.

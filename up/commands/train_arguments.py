@@ -14,6 +14,9 @@ from up.tracking.console import tell
 if TYPE_CHECKING:
     from up.finetune.choose import FinetuneRequest
 
+OF_FINETUNE = ("--train", "--val", "--model", "--weights", "--teacher", "--strategy", "--out")
+"""Flags of ``up finetune`` that ``up train`` has not."""
+
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Parse the arguments of ``up train``."""
@@ -33,6 +36,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     group.add_argument("--img-size", type=pixels, metavar="PIXELS", help="image size in pixels; resize and crop keep their ratio")
     add_output(parser)
     add_launch(parser)
+    parser.elsewhere = dict.fromkeys(OF_FINETUNE, "up finetune --train PHOTOS")
     parser.add_config(what="YAML file, or a folder with one folder of photos per class, for which a YAML file is written")
     return parser.read(words[1:])
 
