@@ -46,6 +46,12 @@ class TestEpochs:
         assert made(write(config), epochs=20).trainer.lr_scheduler.kwargs == {"milestones": [6, 12, 18], "gamma": 0.1}
         assert made(write(config), epochs=100).trainer.lr_scheduler.kwargs["milestones"] == [30, 60, 90]
 
+    def test_the_warmup_is_stretched_exactly(self, config: Config, write: Write) -> None:
+        """A third of an epoch of three steps is a step, which 0.333 epochs would lose."""
+        config["trainer"]["max_epoch"] = 90
+        config["trainer"]["lr_scheduler"] |= {"warmup_iter": 0, "warmup_epochs": 10}
+        assert made(write(config), epochs=3).trainer.lr_scheduler.warmup_epochs * 3 == pytest.approx(1, abs=1e-9)
+
     def test_of_a_file_that_counts_steps(self, config: Config, write: Write) -> None:
         """``max_iter`` would win over ``max_epoch``; how often to evaluate stays in steps."""
         del config["trainer"]["max_epoch"]

@@ -35,6 +35,8 @@ SCHEDULES = Registry(
     },
 )
 
+_ROUNDING = 1e-6  # steps: 1.15 epochs of 100 steps are 114.99999999999999 as floats
+
 WarmupType = Literal["exp", "linear", "cosine"]
 RegisterType = Literal["base", "no_scale_lr"]
 
@@ -147,7 +149,7 @@ def build_schedule(
     """Build the learning rate of every step from the ``lr_scheduler`` section of a config; ``table`` has the curves.
 
     With ``warmup_register_type: base``, ``base_lr`` is per image: the target is ``base_lr`` · ``global_batch_size``; with
-    ``no_scale_lr`` it is ``base_lr``. Warm-up lasts max(``warmup_iter``, ``warmup_epochs`` · ``updates_per_epoch``,
+    ``no_scale_lr`` it is ``base_lr``. Warm-up lasts max(``warmup_iter``, ⌊``warmup_epochs`` · ``updates_per_epoch``⌋,
     ``warmup_share`` · ``total_updates``) steps and starts from ``warmup_ratio`` · target, or from ``base_lr`` if the ratio is
     negative. ``total_updates`` is the length of the run in steps, which some curves need. ``kwargs`` are the curve's own.
     Raises ``UserError`` for unknown names and for values out of range.
@@ -156,7 +158,7 @@ def build_schedule(
     start = warmup_ratio * target if warmup_ratio >= 0 else base_lr
     if warmup_share and total_updates is None:
         raise UserError("needs the length of the run: give total_updates", key="warmup_share")
-    steps = max(warmup_iter, int(warmup_epochs * updates_per_epoch), round(warmup_share * (total_updates or 0)))
+    steps = max(warmup_iter, int(warmup_epochs * updates_per_epoch + _ROUNDING), round(warmup_share * (total_updates or 0)))
     if warmup_type == "exp" and steps and start == 0 and target > 0:
         raise UserError(
             "exp warm-up cannot start from 0", key="warmup_ratio", fix="Set it above 0, or warmup_type: linear or cosine."

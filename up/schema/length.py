@@ -36,7 +36,7 @@ def _stretched(config: Config, part: SchedulePart, epochs: int) -> tuple[dict[st
     own: dict[str, float] = {}
     kwargs: Record = {}
     if trainer.max_iter is not None and part.warmup_iter:  # steps per epoch are unknown here: keep the share of the run
-        own = {"warmup_iter": 0, "warmup_epochs": round(epochs * part.warmup_iter / trainer.max_iter, 3)}
+        own = {"warmup_iter": 0, "warmup_epochs": epochs * part.warmup_iter / trainer.max_iter}
         if part.kwargs.get("warmup_iter") == part.warmup_iter:
             kwargs["warmup_iter"] = None
     if config.schedule_counts_steps:
@@ -46,7 +46,7 @@ def _stretched(config: Config, part: SchedulePart, epochs: int) -> tuple[dict[st
         return own, kwargs
     if trainer.max_iter is None:
         own |= {"warmup_iter": round(part.warmup_iter * epochs / before)} if part.warmup_iter else {}
-        own |= {"warmup_epochs": round(part.warmup_epochs * epochs / before, 3)} if part.warmup_epochs else {}
+        own |= {"warmup_epochs": part.warmup_epochs * epochs / before} if part.warmup_epochs else {}
     for key in _STRETCHED:
         value = part.kwargs.get(key)
         if isinstance(value, list):

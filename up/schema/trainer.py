@@ -142,7 +142,7 @@ class SchedulePart(Part):
     warmup_iter: AtLeast0 = 0
     """Steps of warmup; the longest of this, ``warmup_epochs`` and ``warmup_share`` is used."""
     warmup_epochs: NotNegative = 0.0
-    """Epochs of warmup."""
+    """Epochs of warmup; a last fraction of a step is left out."""
     warmup_share: Fraction = 0.0
     """Share of the run that is warmup; the longest of the three is used."""
     warmup_type: Literal["exp", "linear", "cosine"] = "exp"

@@ -244,12 +244,16 @@ def test_warmup_shapes(kind: str, middle: float) -> None:
 
 
 def test_warmup_is_the_longer_of_updates_and_epochs() -> None:
-    def first_full(**warmup: Any) -> int:
-        schedule = build_schedule("constant", base_lr=1.0, updates_per_epoch=7, warmup_type="linear", warmup_ratio=0.0, **warmup)
-        return next(step for step in range(100) if schedule(step) == 1.0)
+    def first_full(updates_per_epoch: int = 7, **warmup: Any) -> int:
+        fixed: dict[str, Any] = {"base_lr": 1.0, "warmup_type": "linear", "warmup_ratio": 0.0}
+        schedule = build_schedule("constant", updates_per_epoch=updates_per_epoch, **fixed, **warmup)
+        return next(step for step in range(200) if schedule(step) == 1.0)
 
     assert first_full(warmup_iter=10, warmup_epochs=1) == 9
     assert first_full(warmup_iter=10, warmup_epochs=2.5) == 16  # int(17.5) updates
+    assert first_full(warmup_epochs=5.0 * 2 / 35) == 1
+    assert 1.15 * 100 < 115  # as floats
+    assert first_full(updates_per_epoch=100, warmup_epochs=1.15) == 114
 
 
 def test_one_update_of_warmup_is_the_start() -> None:
