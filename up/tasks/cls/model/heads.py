@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from up.config.argument import AtLeast1, Derived, PartOf
+from up.config.argument import AtLeast1, Derived, PartOf, Positive
 from up.config.checked import checked
 from up.config.contract import Contract
 from up.errors import UserError
@@ -64,9 +64,10 @@ class LinearClassifier:
 
 
 class NormLinearClassifier:
-    """A last layer whose logits are temperature x cos(x, W); ``tempearture`` is another spelling."""
+    """A last layer whose logits are temperature x cos(x, W), with 20 by default; ``tempearture`` is another spelling."""
 
-    def __init__(self, *, temperature: float | None = None, tempearture: float | None = None) -> None:
+    @checked
+    def __init__(self, *, temperature: Positive | None = None, tempearture: Positive | None = None) -> None:
         if temperature is not None and tempearture is not None and temperature != tempearture:
             raise UserError(
                 f"norm_linear got temperature {temperature} and tempearture {tempearture}. They are the same setting: "

@@ -10,9 +10,10 @@ from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from up.config.argument import Derived, Fraction, Positive
+from up.config.argument import AtLeast1, Derived, Fraction, NotNegative, Positive
 from up.config.checked import checked
 from up.config.contract import Contract, PartError, called
 from up.distributed.group import sum_over_ranks, world_size
@@ -58,7 +59,10 @@ class ClassificationLoss(nn.Module, ABC):
     activation: ClassVar[Activation] = "softmax"
     class_weights: Tensor | None
 
-    def __init__(self, *, loss_weight: float = 1.0, class_weights: ClassWeights = None, class_counts: ClassCounts = None) -> None:
+    @checked
+    def __init__(
+        self, *, loss_weight: NotNegative = 1.0, class_weights: ClassWeights = None, class_counts: ClassCounts = None
+    ) -> None:
         super().__init__()
         self.loss_weight = loss_weight
         # Not in the checkpoint: the weights follow from the config and the data, which may change on purpose.
@@ -213,11 +217,12 @@ class BinaryCrossEntropy(ClassificationLoss):
 
     activation: ClassVar[Activation] = "sigmoid"
 
+    @checked
     def __init__(
         self,
         *,
         bias: bool = False,
-        target_threshold: float | None = None,
+        target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None,
         reduction: Literal["mean", "sum"] = "mean",
         **kwargs: Argument,
     ) -> None:
@@ -263,7 +268,7 @@ class GradientBalanced(CrossEntropy):
     def __init__(
         self,
         *,
-        num_classes: Annotated[int, Derived("the classes of dataset.train")],
+        num_classes: Annotated[AtLeast1, Derived("the classes of dataset.train")],
         indicator: Literal["pos", "neg", "pos_and_neg"] = "pos",
         tau: float = 1.0,
         eps: Positive = 1e-4,

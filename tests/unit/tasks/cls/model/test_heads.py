@@ -119,6 +119,12 @@ def test_norm_linear_is_temperature_times_cosine(spelling: str) -> None:
     assert set(head.state_dict()) == {"classifier.weight"}
 
 
+@pytest.mark.parametrize("temperature", [0.0, -5.0])
+def test_norm_linear_refuses_temperatures_that_turn_scores_off_or_around(temperature: float) -> None:
+    with pytest.raises(UserError, match=facts("temperature", str(temperature))):
+        NormLinearClassifier(temperature=temperature)
+
+
 def test_norm_linear_refuses_two_temperatures() -> None:
     with pytest.raises(UserError, match=facts("tempearture", "7.0", "5", "temperature")):
         NormLinearClassifier(temperature=5.0, tempearture=7.0)

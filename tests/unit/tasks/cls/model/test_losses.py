@@ -110,8 +110,25 @@ def test_balanced_weights_without_counts_say_what_is_missing() -> None:
 
 @pytest.mark.parametrize("weights", [[-1.0, 1.0], [math.nan, 1.0], [0.0, 0.0], []])
 def test_class_weights_that_are_no_weights_are_refused(weights: list[float]) -> None:
-    with pytest.raises(UserError, match=facts("class_weights", "finite", "numbers")):
+    with pytest.raises(UserError, match=facts("class_weights", "finite", "number")):
         CrossEntropy(class_weights=weights)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan])
+def test_a_loss_weight_below_0_is_refused(weight: float) -> None:
+    with pytest.raises(UserError, match=facts("loss_weight", str(weight))):
+        CrossEntropy(loss_weight=weight)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.0, 2.0])
+def test_a_target_threshold_that_makes_all_targets_alike_is_refused(threshold: float) -> None:
+    with pytest.raises(UserError, match=facts("target_threshold", str(threshold))):
+        BinaryCrossEntropy(target_threshold=threshold)
+
+
+def test_a_loss_without_classes_is_refused() -> None:
+    with pytest.raises(UserError, match=facts("num_classes", "0", "1")):
+        SoftmaxEQL(num_classes=0)
 
 
 def test_class_weights_of_the_wrong_length_name_both_numbers() -> None:
