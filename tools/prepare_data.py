@@ -232,7 +232,7 @@ def _archive_in(source: Path, file: str) -> Path:
     path = source / file if source.is_dir() else source
     if not path.is_file():
         near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
-        raise UserError(f"no such file.{near}", file=path, expected=file, fix="Name the archive, or the folder with it.")
+        raise UserError("no such file", file=path, fix=f"{near.lstrip()} Name {file}, or the folder with it.".lstrip())
     return path
 
 

@@ -423,6 +423,12 @@ def test_what_a_reader_of_ones_own_raises(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(own: Config, write: Write, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "taken").write_text("")
+    said = refused(["data", "cache", write(own), "--out", str(tmp_path / "taken")], capsys, tmp_path)
+    assert tells("\n".join(said), "taken", "is a file", "--out")
+
+
 def test_a_full_disk_is_seen_before_the_start(
     own: Config, write: Write, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

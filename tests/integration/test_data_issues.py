@@ -112,6 +112,7 @@ def test_a_drop_list_leaves_images_out(config: Config, write: Write, tmp_path: P
         ("filename\nother.png\n", ("drop_list", "names no image", "other.png")),
         ("", ("drop_list",)),
     ],
+    ids=["gone", "no-image", "not-named"],
 )
 def test_a_wrong_drop_list_is_an_error_with_its_line(
     text: str | None, said: tuple[str, ...], config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -125,6 +126,16 @@ def test_a_wrong_drop_list_is_an_error_with_its_line(
     path = write(config)
     assert main(["check", path]) == 2
     assert tells(capsys.readouterr().err, f"{path}:", *said)
+
+
+def test_a_drop_list_without_its_switch_is_an_error(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("train 3.png\n")
+    config["dataset"]["train"]["dataset"]["kwargs"]["drop_list"] = str(tmp_path / "list.txt")
+    path = write(config)
+    assert main(["check", path]) == 2
+    assert tells(capsys.readouterr().err, f"{path}:", "drop_list", "on_bad_label: drop-list")
 
 
 @pytest.mark.parametrize(

@@ -202,3 +202,14 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all((photos / name).is_file() for name, _ in train)
     assert (out / "classes.txt").read_text().splitlines() == ["cat", "sea lion"]
     assert json.loads((out / "split.json").read_text())["validation"]["images"] == 6
+
+
+def test_a_missing_archive_is_named_once(tmp_path: Path) -> None:
+    archive = packed(tmp_path / tools.CIFAR["cifar10"][0], {})
+    with pytest.raises(UserError) as raised:
+        tools._CIFAR["cifar10"](tmp_path / "cifar-10-python.tgz", tmp_path / "out", COUNTS["cifar10"])
+    assert tells(raised.value, f"cifar-10-python.tgz: no such file. Did you mean '{archive.name}'?")
+    archive.unlink()
+    with pytest.raises(UserError) as raised:
+        tools._CIFAR["cifar10"](tmp_path, tmp_path / "out", COUNTS["cifar10"])
+    assert tells(raised.value, f"{archive.name}: no such file. Name {archive.name}")

@@ -195,6 +195,8 @@ def require_space(folder: Path, needed: float, *, setting: str, without: str) ->
     Messages name the ``setting`` of the folder and the way ``without`` a cache.
     """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{folder}: {there} is a file. Expected a folder: choose another {setting}.")
     free = disk_usage(there).free
     if needed and not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: cannot be written (no permission for {there}). Choose another {setting}.")

@@ -121,6 +121,9 @@ class ClsDataset(ImageDataset):
         )
         if on_bad_label == "drop-list" and drop_list is None:
             raise UserError("is not set, and on_bad_label is drop-list", key="drop_list", fix="Name a file.")
+        if on_bad_label == "keep" and drop_list is not None:
+            fix = "Write on_bad_label: drop-list, or remove drop_list."
+            raise UserError("has no effect, because on_bad_label is keep", key="drop_list", fix=fix)
         table = read_table(spec)
         self.table = self.files = without_dropped(table, drop_list) if on_bad_label == "drop-list" and drop_list else table
         self.num_classes, self.class_names = self.table.num_classes, self.table.class_names
