@@ -43,7 +43,6 @@ STEPS = trained(sgd(0.1), multi_step(30, 60, 90), epochs=100, freq=10)
 TRICKS = trained(sgd(0.8, 5e-05), cosine(200, 3130, 0.25, warmup_iter=3130), epochs=200, freq=10)
 WIDE_JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
 PLAIN_JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.0}
-FLIPPED = ("random_resized_crop", "random_horizontal_flip", "to_tensor", "normalize")
 AUTO = ("random_resized_crop", "random_horizontal_flip", "auto_augmentation", "to_tensor", "normalize", "randerase")
 RELATIVE = ["relative_position_bias_table"]
 

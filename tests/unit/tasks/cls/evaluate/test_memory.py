@@ -23,7 +23,7 @@ from up.tasks.cls.evaluate.predictions import HeadPredictions, Recorder, combine
 from up.tasks.cls.evaluate.reports import write_reports
 from up.tasks.cls.evaluate.sections import calibration_section
 
-N, BATCH, CLASSES = 16_384, 128, 8
+N, BATCH, CLASSES = 4096, 128, 8
 PACKED = 8 + 2 * 5 * 4 + 2 * 4  # bytes an image: index, five classes with scores, label and rank
 
 
@@ -41,7 +41,8 @@ def feed(evaluator: ImageNetEvaluator, *, classes: int = CLASSES) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_blocks_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("up.tasks.cls.evaluate.predictions._BLOCK", N // 8)
     monkeypatch.setattr("up.tasks.cls.evaluate.reports.confusion_figure", lambda *_: b"PNG")
 
 
