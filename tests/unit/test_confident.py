@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from up.data_report.confident import label_issues
-from up.data_report.out_of_sample import probabilities_of
+from up.data_report.issues import issues_of
+from up.data_report.out_of_sample import OutOfSample, probabilities_of
 from up.tasks.cls.evaluate import row_file
 
 
@@ -68,3 +69,19 @@ def test_errors_are_ranked_by_self_confidence_and_classes_without_images_have_no
     assert np.all(np.diff(found.self_confidence[found.found]) >= 0)
     assert found.suggested[found.found].tolist() == true[found.found].tolist()
     assert found.calibrated.sum(axis=1).tolist() == np.bincount(labels, minlength=4).tolist()
+
+
+def test_images_whose_scores_are_not_finite_are_no_issues_and_not_correct() -> None:
+    """Their scores are stored as zeros, of which class 0 is the first largest."""
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.0, 0.0], [0.1, 0.9], [0.3, 0.7], [0.6, 0.4], [0.0, 0.0]])
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    readable = scores.any(axis=1)
+    expected = label_issues(labels[readable], probabilities_of(scores[readable]))
+    found = label_issues(labels, probabilities_of(scores))
+    assert found.thresholds.tolist() == expected.thresholds.tolist()
+    assert found.calibrated.tolist() == expected.calibrated.tolist()
+    assert found.found.tolist() == [2]
+    names = [f"{index}.png" for index in range(len(labels))]
+    report = issues_of(OutOfSample(probabilities_of(scores), labels, names, names, names, ["cat", "dog"], "test"))
+    assert report["correct"] == 4
+    assert [row["filename"] for row in report["issues"]] == ["2.png"]

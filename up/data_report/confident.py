@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from up.tasks.cls.evaluate.predictions import UNREADABLE
 from up.tasks.cls.evaluate.row_file import blocks_of
 
 Floats = NDArray[np.float64]
@@ -20,7 +21,7 @@ class LabelIssues:
     ``thresholds`` (C,) are the mean probabilities of a class over the images labelled so, NaN for a class without images; ``joint``
     (C, C) counts images by given and true class, ``calibrated`` (C, C) the same with as many images a row as have the label.
     ``found`` are the images with a probable error by rising self-confidence, the probability of the given label; ``suggested`` (N,)
-    is the most probable class.
+    is the most probable class, ``UNREADABLE`` for an image without probabilities.
     """
 
     thresholds: Floats
@@ -43,11 +44,14 @@ def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
     An image counts as of the class j with the largest probability among those with p_j >= t_j, where t_j is the mean of p_j over
     the images labelled j. The counts are scaled to the number of images of each label, and for each pair of classes i, j as many
     images labelled i as counted have an error: those with the largest p_j - p_i (pruning by noise rate). Images whose label is the
-    most probable class are never named, as in cleanlab.
+    most probable class are never named, as in cleanlab. Rows of zeros, of scores that were not finite, are left out.
     """
     images, classes = probabilities.shape
     own = probabilities[np.arange(images), labels]
-    counts = np.bincount(labels, minlength=classes)
+    is_read = np.zeros(images, bool)
+    for rows in blocks_of(images, classes):
+        is_read[rows] = probabilities[rows].any(axis=1)
+    counts = np.bincount(labels[is_read], minlength=classes)
     sums = np.bincount(labels, weights=own, minlength=classes)
     thresholds = np.divide(sums, counts, out=np.full(classes, np.nan), where=counts > 0)
     least = np.where(np.isnan(thresholds), np.inf, thresholds) - 1e-6
@@ -56,13 +60,14 @@ def label_issues(labels: Ints, probabilities: Floats) -> LabelIssues:
         block = probabilities[rows]
         confident = block >= least
         true[rows], suggested[rows] = np.where(confident, block, -1.0).argmax(axis=1), block.argmax(axis=1)
-        counted[rows] = confident.any(axis=1)
+        counted[rows] = confident.any(axis=1) & is_read[rows]
+    suggested[~is_read] = UNREADABLE
     joint = np.zeros((classes, classes), np.int64)
     np.add.at(joint, (labels[counted], true[counted]), 1)
     diagonal = np.arange(classes)
     joint[diagonal, diagonal] = np.maximum(joint[diagonal, diagonal], counts > 0)
     calibrated = _calibrated(joint, counts)
-    found = _pruned(labels, probabilities, calibrated)
+    found = _pruned(np.where(is_read, labels, UNREADABLE), probabilities, calibrated)
     named = np.flatnonzero(found & (suggested != labels))
     order = np.lexsort((named, own[named]))
     return LabelIssues(thresholds, joint, calibrated, named[order], suggested, own)

@@ -17,7 +17,7 @@ from up.distill.teachers import Teacher
 from up.distributed import group
 from up.distributed.failures import on_all_ranks
 from up.engine.evaluate import Evaluation, Evaluator
-from up.errors import NumericalError, Problem
+from up.errors import NumericalError, Problem, first_line
 from up.models.net import Net
 from up.tasks.experiment import Experiment, net_kind
 
@@ -83,7 +83,7 @@ def collect(
                     record.update(module(record))
                 evaluator.update(record, on_device)
             except Exception as error:  # any error of modules and evaluators about outputs that are not the student's
-                return (str(error).splitlines() or [type(error).__name__])[0]
+                return first_line(error)
     return ""
 
 
