@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tests.harness.facts import tells
@@ -231,6 +232,13 @@ def test_a_folder_and_a_list_without_a_yaml_file(own: Config, write: Write, tmp_
     kwargs(own, "test").pop("cache")
     assert main(["check", write(own)]) == 0
     assert train(write(own), "trainer.max_iter=1") == 0
+
+
+def test_the_line_that_reads_a_cache_is_yaml(own: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "photos #2: small")
+    assert main(["data", "cache", kwargs(own)["image_reader"]["kwargs"]["image_dir"], "--out", out]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert yaml.safe_load(line[line.index("cache: ", line.index("kwargs:")) :]) == {"cache": out}
 
 
 @pytest.mark.parametrize(

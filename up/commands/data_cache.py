@@ -14,7 +14,7 @@ from up.commands.parser import CommandParser
 from up.errors import UserError
 from up.json_text import json_text
 from up.processors import available_processors
-from up.text import count, size_text
+from up.text import count, size_text, yaml_text
 from up.tracking.console import print_utf8
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(words: list[str]) -> int:
     for report in reports:
         if not report["used"]:
             place = f"dataset.{report['split'] or 'train'}.dataset.kwargs"
-            print(f"to read it, write beside meta_file in {place}:  cache: {report['folder']}")
+            print(f"to read it, write beside meta_file in {place}:  cache: {yaml_text(report['folder'])}")
     return 0
 
 

@@ -15,7 +15,7 @@ from up.commands.parser import CommandParser
 from up.commands.tables import print_tables
 from up.intervals import accuracy_text
 from up.json_text import json_text
-from up.text import count
+from up.text import count, yaml_text
 from up.tracking.console import print_utf8
 
 _SHOWN = 10
@@ -57,7 +57,7 @@ def main(words: list[str]) -> int:
     print("written:", *written, sep="\n  ")
     if issues and report["source"] == "train":
         print("look at the page, delete the lines of good labels from issues.csv, then write beside meta_file of dataset.train:")
-        print(f"  on_bad_label: drop-list\n  drop_list: {out / 'issues.csv'}")
+        print(f"  on_bad_label: drop-list\n  drop_list: {yaml_text(out / 'issues.csv')}")
     return 0
 
 
