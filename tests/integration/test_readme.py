@@ -19,7 +19,7 @@ from up.models.pretrained import preprocessing_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-(PHOTOS_YAML,) = re.findall(r"```yaml\n(# photos.yaml\n.*?)```", README, re.DOTALL)
+(PETS_YAML,) = re.findall(r"```yaml\n(# pets.yaml\n.*?)```", README, re.DOTALL)
 
 
 def commands_of(heading: str) -> list[list[str]]:
@@ -30,7 +30,7 @@ def commands_of(heading: str) -> list[list[str]]:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with photos of two classes; other photos in ``train`` and ``val`` for photos.yaml."""
+    """A working folder with photos of two classes in ``photos``, and the same in ``train`` and ``val`` of ``pets``."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     for label, name in enumerate(("cat", "dog")):
@@ -38,6 +38,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number in range(6):
             pixels = draw.normal(60 + 120 * label, 30, (32, 40, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    for source in ("train", "val"):
+        shutil.copytree(tmp_path / "photos", tmp_path / "pets" / source)
     return tmp_path
 
 
@@ -59,12 +61,8 @@ def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert "cat" in said
     assert list((photos / "runs" / "photos").glob("*.onnx"))
-    for source in ("train", "val"):
-        shutil.copytree(photos / "photos", photos / "split" / source)
-    shutil.rmtree(photos / "photos")
-    (photos / "split").rename(photos / "photos")
-    (photos / "photos.yaml").write_text(PHOTOS_YAML, encoding="utf-8")
-    small = ["-o", "dataset.batch_sampler.kwargs.batch_size=5", "saver.pretrain_model=null", "saver.save_dir=runs/by_hand"]
+    (photos / "pets.yaml").write_text(PETS_YAML, encoding="utf-8")
+    small = ["-o", "dataset.batch_sampler.kwargs.batch_size=5", "saver.pretrain_model=null"]
     narrow = ["net.backbone.type=resnet_custom", *(f"net.backbone.kwargs.{each}" for each in ("block=basic", "width=8"))]
     narrow += ["net.backbone.kwargs.layers=[1,1,1,1]"]
     assert [words[0] for words in by_hand] == ["check", "train"]
@@ -72,19 +70,19 @@ def test_the_commands_for_ones_own_photos(photos: Path, capsys: pytest.CaptureFi
         briefly = ["1" if before == "--epochs" else word for before, word in zip(["", *words], words, strict=False)]
         assert main([*briefly, *small, *(narrow if words[0] == "train" else ())]) == 0, words
     assert tells(capsys.readouterr().out, "2", "6")
-    assert (photos / "runs" / "by_hand" / "ckpt_best.pth").exists()
+    assert (photos / "runs" / "pets" / "ckpt_best.pth").exists()
 
 
 def test_the_mistake_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("photos.yaml").write_text(PHOTOS_YAML.replace("AdamW", "LAMP"), encoding="utf-8")
-    (shown,) = re.findall(r"```\n(photos.yaml:.*)\n```", README)
-    assert main(["check", "photos.yaml"]) == 2
+    Path("pets.yaml").write_text(PETS_YAML.replace("AdamW", "LAMP"), encoding="utf-8")
+    (shown,) = re.findall(r"```\n(pets.yaml:.*)\n```", README)
+    assert main(["check", "pets.yaml"]) == 2
     assert shown in capsys.readouterr().err.splitlines()
 
 
 def test_the_test_transforms_are_those_of_the_weights() -> None:
-    written = yaml.safe_load(PHOTOS_YAML)
+    written = yaml.safe_load(PETS_YAML)
     parts = {part["type"]: part.get("kwargs") for part in written["dataset"]["test"]["dataset"]["kwargs"]["transformer"]}
     resize, crop, normalize = (parts[name] for name in ("torch_resize", "torch_center_crop", "normalize"))
     of_weights = preprocessing_of(written["saver"]["pretrain_model"])
