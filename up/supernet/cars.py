@@ -24,7 +24,7 @@ from up.models.norm import is_batch_norm
 from up.pareto import fronts, pnsga3
 from up.seed import key
 from up.supernet.evolution import CellSpace, Individual, generator_of
-from up.supernet.results import FoundNetwork
+from up.supernet.results import PARETO, FoundNetwork
 from up.supernet.runner import ArchitectureSearch, SupernetRunner
 from up.supernet.sizes import Kind, Sizes
 from up.tracking.log import LOGGER
@@ -142,7 +142,7 @@ class CarsRunner(SupernetRunner):
         values = np.array([(-(each.accuracy or 0.0), each.size) for each in measured])
         chosen = fronts(values)[0] if self._outputs == "pareto" else uniform(values, self._number)
         best = max(measured, key=lambda each: (each.accuracy, -each.size))
-        files = [("best", best), *((f"pareto/{at:02}", measured[index]) for at, index in enumerate(chosen))]
+        files = [("best", best), *((f"{PARETO}/{at:02}", measured[index]) for at, index in enumerate(chosen))]
         return [FoundNetwork(name, each.genotype, {"accuracy": each.accuracy or 0.0, "size": each.size}) for name, each in files]
 
     def state_dict(self) -> StateDict:

@@ -17,7 +17,7 @@ from up.run_files import FRAGMENTS
 from up.supernet.section import SUPERNET
 from up.types import Record
 
-_TABLE = "networks.csv"
+PARETO, _TABLE = "pareto", "networks.csv"
 OF_THE_SUPERNET = ("candidates", "nodes")  # arguments that a derived network does not take
 
 
@@ -42,10 +42,12 @@ class GenotypeFiles(Hook):
 
     def on_save(self, step: int, path: Path) -> None:
         found = self._found()
-        for network in found:
-            file = self._folder / f"{network.name}.yaml"
+        files = {self._folder / f"{network.name}.yaml": network for network in found}
+        for file, network in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, fragment(self._net, self._values, network))
+        for file in {*self._folder.glob(f"{PARETO}/*.yaml")} - files.keys():  # of an earlier, larger front
+            file.unlink()
         if any(network.facts for network in found):
             write_text(self._folder / _TABLE, _table(found))
 
