@@ -90,8 +90,9 @@ class Study:
         if found.state != TrialState.WAITING:
             return False
         changed: dict[str, Json] = {"owner": owner}
-        changed |= {} if budget is None else {"budget": budget}
         changed |= {} if not note else {"note": json.dumps({**json.loads(found.user_attrs["note"]), **note})}
+        changed["state"] = "running"  # before the budget: after a kill in between, it must not seem to have paused there
+        changed |= {} if budget is None else {"budget": budget}
         self._set(number, changed)
         return bool(self._storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING))
 

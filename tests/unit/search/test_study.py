@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -51,6 +52,44 @@ def test_a_paused_trial_is_continued_by_one_process_only(tmp_path: Path) -> None
     assert (study.trials()[0].budget, study.trials()[0].note) == (3, {"rung": 2})
     study.end(number, "complete", seconds=1.5)
     assert study.trials()[0].seconds == 2.5
+
+
+class Killed(Exception):
+    """The process ends before a write."""
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_a_process_that_dies_as_it_continues_a_trial_leaves_it_short_of_its_new_budget_to_others(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = opened(tmp_path)
+    number = study.begin(Work({"x": 0.5}), budget=1, owner="me")
+    study.report(number, 1, (0.5, 1.0))
+    study.end(number, "paused", seconds=1.0)
+    left = iter(range(writes))
+
+    def before_death(write: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object) -> object:
+            if next(left, None) is None:
+                raise Killed
+            return write(*arguments)
+
+        return counted
+
+    for name in ("set_trial_user_attr", "set_trial_state_values"):
+        monkeypatch.setattr(study._storage, name, before_death(getattr(study._storage, name)))
+    with pytest.raises(Killed):
+        study.resume(number, owner="dead", budget=3, note={"rung": 2})
+    other = opened(tmp_path)
+    other.sweep(lambda name: name != "dead")
+    (trial,) = other.trials()
+    assert (trial.state, trial.budget) != ("paused", 3), "an algorithm takes it for a trial that has trained 3 epochs"
+    if trial.state == "paused":
+        assert other.resume(number, owner="other", budget=3)
+    else:
+        assert other.interrupted() == [number]
+        assert other.resume(number, owner="other")
+        assert trial.budget in (1, 3)
 
 
 def test_trials_of_dead_processes_are_put_back_once(tmp_path: Path) -> None:
