@@ -26,7 +26,7 @@ from up.search.controls import with_trivial_augment
 from up.search.pipeline import State, changes
 from up.search.report import MIN_FOR_IMPORTANCE
 from up.search.stages import load_search, open_stage
-from up.search.study import MAX_INTERRUPTIONS
+from up.search.study import MAX_INTERRUPTIONS, Study
 from up.search.worker import open_study
 
 WIDTH = "net.0.kwargs.width"
@@ -379,6 +379,25 @@ def test_networks_outside_a_constraint_are_never_trained(images: Path, tmp_path:
     assert len(instant.started) == 5
     front = rows(tmp_path / "run" / "hpo" / "pareto.csv")
     assert {row["number"] for row in front} <= {row["number"] for row in trials if row["state"] == "complete"}
+
+
+def test_a_network_outside_a_constraint_stays_untrained_when_its_worker_dies_before_it_says_so(
+    images: Path, tmp_path: Path, instant: type[InstantChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = hpo(algorithm="random", space={WIDTH: [4, 32]}, enqueue=[{WIDTH: 32}, {WIDTH: 4}], trials=1)
+    config = search_config(images, tmp_path / "run", stage, constraints={"params": "90k"})
+
+    def dies(*arguments: object, **others: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Study, "end", dies)
+        with pytest.raises(KeyboardInterrupt):
+            searched(config, tmp_path / "s.yaml")
+    searched(config, tmp_path / "s.yaml")
+    trials = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    assert [(row[WIDTH], row["state"]) for row in trials] == [("32", "rejected"), ("4", "complete")]
+    assert len(instant.started) == 1
 
 
 def test_a_limit_that_nothing_meets_is_named(

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from up.build.experiment import load_experiment
 from up.config.tree import to_plain
 from up.engine.child import CONSOLE, Child, Verdict
 from up.errors import StorageError, UserError
@@ -133,14 +132,11 @@ class Worker:
         folder = stage.trial_folder(trial)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._write(stage, study, trial, folder)
-            if stage.costs_of_trials and not trial.costs:
-                measured, broken = costs.of(folder / CONFIG)
-                study.set_costs(trial.number, measured)
-                if broken:
-                    study.end(trial.number, "rejected", seconds=0.0, reason=broken)
-                    shutil.rmtree(folder)
-                    return
+            write_trial(stage, trial, history_of(stage, study), folder, inherits=trial.parent is not None)
+            if reason := _limit_broken_by(trial, folder / CONFIG, stage, study, costs):
+                study.end(trial.number, "rejected", seconds=0.0, reason=reason)
+                shutil.rmtree(folder)
+                return
         except StorageError:
             raise
         except Exception as error:  # whatever the code of a network raises while it is built and measured
@@ -154,12 +150,6 @@ class Worker:
         if not trial.values:
             what = stage.text_of(trial.point) or trial.note.get("candidate") or trial.note.get("control") or "the file itself"
             self.tell(f"{stage.name}: trial {trial.number} trains: {what}")
-
-    def _write(self, stage: Stage, study: Study, trial: Trial, folder: Path) -> None:
-        history = history_of(stage, study)
-        write_trial(stage, trial, history, folder, inherits=trial.parent is not None)
-        if stage.costs_of_trials and not trial.costs:
-            load_experiment(folder / CONFIG)
 
     def _follow(self, stage: Stage, study: Study, slot: Slot) -> None:
         """Report new evaluations, prune, and file a training that has ended."""
@@ -293,6 +283,15 @@ def _expect_progress(stage: Stage, study: Study, history: History) -> None:
         raise UserError(
             f"{count(len(failed), 'trial')} failed, the last one: {failed[-1].reason}", key=stage.search.place(stage.name)
         )
+
+
+def _limit_broken_by(trial: Trial, config: Path, stage: Stage, study: Study, costs: Costs) -> str:
+    """Return the limit that the network of a trial breaks, an empty text if none; its costs are measured once and stored."""
+    limits, known = stage.constraints.limits, trial.costs
+    if not broken(known, limits) and not known.keys() >= {*stage.costs_of_trials}:
+        known, _ = costs.of(config)
+        study.set_costs(trial.number, known)
+    return broken(known, limits)
 
 
 def write_trial(stage: Stage, trial: Trial, history: History, folder: Path, *, inherits: bool = False) -> None:
