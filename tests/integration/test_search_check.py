@@ -33,7 +33,7 @@ search:
         trainer.optimizer.type: [SGD, AdamW]
         trainer.optimizer.kwargs.lr: {log: [1e-3, 1.0]}
         trainer.optimizer.kwargs.momentum: {range: [0.5, 0.9], when: {trainer.optimizer.type: SGD}}
-      forbid: [{trainer.optimizer.type: SGD, trainer.optimizer.kwargs.momentum: 0.9}]
+      forbid: [{trainer.optimizer.type: SGD, trainer.optimizer.kwargs.momentum: 0.8}]
       enqueue: [{trainer.optimizer.kwargs.lr: 0.1}]
   - full_train:
       candidates: nas.pareto
@@ -51,8 +51,9 @@ MISTAKES = [  # text, what replaces it, the line of STAGES (from 1) that the err
     ("{log: [1e-3, 1.0]}", "{log: [0, 1.0]}", 18, ("lr.log", "above 0")),
     ("when: {trainer.optimizer.type: SGD}", "when: {trainer.optimiser.type: SGD}", 19, ("optimiser", "not a key of the space")),
     (", when: {trainer.optimizer.type: SGD}", "", 17, ("momentum", "AdamW")),
-    ("kwargs.momentum: 0.9}]", "kwargs.momentum: 0.95}]", 20, ("forbid.0", "0.95")),
+    ("kwargs.momentum: 0.8}]", "kwargs.momentum: 0.95}]", 20, ("forbid.0", "0.95")),
     ("enqueue: [{trainer.optimizer.kwargs.lr: 0.1}]", "enqueue: [{trainer.optimizer.kwargs.lr: 3}]", 21, ("enqueue.0", "3")),
+    ("kwargs.momentum: 0.8}]", "kwargs.momentum: 0.9}]", 21, ("enqueue.0", "forbidden", "momentum 0.9")),  # that of the file
     ("algorithm: tpe\n      from: nas.best\n      trials: 4\n      startup: 2", "algorithm: grid", 15, ("kwargs.lr", "step")),
     ("algorithm: random", "algorithm: cma_es", 9, ("space", "two")),
     ("from: nas.best", "from: nsa.best", 13, ("nsa", "'nas'")),

@@ -300,6 +300,48 @@ def test_enqueued_points_come_first_completed_by_the_file(images: Path, tmp_path
     assert (float(first[LR]), float(first[MOMENTUM])) == (0.25, 0.9)
 
 
+def test_a_forbidden_combination_of_an_enqueued_point_and_the_file_is_never_trained(
+    images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    """What the file has by then may come from a fragment, which no check knows; once mended, the search begins."""
+    (tmp_path / "mine.yaml").write_text(f"{WIDTH}: 16\n")
+    stage = hpo(space={WIDTH: [8, 16], LR: [0.1, 0.2]}, forbid=[{WIDTH: 16, LR: 0.2}], enqueue=[{LR: 0.2}], trials=2)
+    stage["hpo"]["from"] = "mine.yaml"
+    config = search_config(images, tmp_path / "run", stage)
+    with pytest.raises(UserError) as caught:
+        searched(config, tmp_path / "s.yaml")
+    assert tells(str(caught.value), "enqueue.0", "forbidden", "width 16")
+    assert instant.started == []
+    stage["hpo"]["enqueue"] = [{LR: 0.1}]
+    searched(config, tmp_path / "s.yaml")
+    first, second = rows(tmp_path / "run" / "hpo" / "trials.csv")
+    assert (first[WIDTH], first[LR]) == ("16", "0.1")
+    assert (second[WIDTH], second[LR]) != ("16", "0.2")
+
+
+def test_controls_that_cannot_be_trained_do_not_end_a_search_that_was(
+    images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    """Almost no point of the space meets the limit, or trains: the search knows one that does."""
+
+    def diverges(config: Config, epoch: int) -> float:
+        width = config["net"][0]["kwargs"]["width"]
+        if width > 40:
+            raise ArithmeticError("the loss is not finite")
+        return 100.0 - width
+
+    instant.objective = staticmethod(diverges)
+    for name, limit in (("limited", "90k"), ("failing", "900M")):
+        space = {WIDTH: [4, *range(32 if limit == "90k" else 64, 400, 2)]}
+        stage = hpo(algorithm="tpe", space=space, enqueue=[{WIDTH: 4}], trials=1, control=2)
+        run = tmp_path / name
+        searched(search_config(images, run, stage, constraints={"params": limit}), tmp_path / f"{name}.yaml")
+        report = (run / "report.md").read_text()
+        assert "| control: own values | 1 |" in report
+        assert "| control: random | 0 | none |" in report
+        assert tells(report, "beats its controls", "no trial of random was completed")
+
+
 def test_control_rows_are_trained_and_a_search_that_loses_says_so(
     images: Path, tmp_path: Path, instant: type[InstantChild]
 ) -> None:
@@ -597,6 +639,16 @@ def test_more_trials_continue_a_stage_that_is_not_done(images: Path, tmp_path: P
     searched(config, tmp_path / "s.yaml")
     assert len(rows(tmp_path / "run" / "hpo" / "trials.csv")) == 6
     assert len(epochs) < 2 * 6, "those that were done are not trained again"
+
+
+def test_more_trials_of_a_stage_that_is_done_are_an_error(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    config = search_config(images, tmp_path / "run", hpo())
+    searched(config, tmp_path / "s.yaml")
+    config["search"]["stages"][0]["hpo"]["trials"] = 6
+    with pytest.raises(UserError) as caught:
+        searched(config, tmp_path / "s.yaml")
+    assert tells(str(caught.value), "trials", "hpo", "done")
+    assert len(instant.started) == 4
 
 
 def test_two_slots_share_a_study(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:

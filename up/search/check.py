@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from up.build.experiment import find_task, group_problems, part_problems
@@ -12,7 +13,16 @@ from up.errors import ConfigError, Problem, UserError
 from up.schema.decode import Decoded, decode, missing_for_training
 from up.schema.search import COSTS, FULL_TRAIN, StageSection
 from up.search.algorithm import Algorithm, Direction, History
-from up.search.settings import as_names, stage_places, with_epochs, with_fragment, with_settings, without_path, without_search
+from up.search.settings import (
+    as_names,
+    completed,
+    stage_places,
+    with_epochs,
+    with_fragment,
+    with_settings,
+    without_path,
+    without_search,
+)
 from up.search.space import Dimension, Space
 from up.search.stages import Search, build_algorithm, epochs_of, stage_space
 from up.tasks.experiment import Experiment, placed_parts
@@ -95,7 +105,7 @@ def _stage_problems(search: Search, section: StageSection, place: str, block: Ma
         return
     tree = with_settings(tree, section.set, section.max_epoch)
     yield from _value_problems(search, tree, space, f"{place}.space", block)
-    yield from _enqueue_problems(section, space, place)
+    yield from _enqueue_problems(section, tree, space, place)
 
 
 def _length_problems(section: StageSection, place: str) -> Iterator[Problem]:
@@ -231,7 +241,7 @@ def _of_tree(search: Search, tree: MappingNode) -> Iterator[Problem]:
     yield from group_problems(experiment)
 
 
-def _enqueue_problems(section: StageSection, space: Space, place: str) -> Iterator[Problem]:
+def _enqueue_problems(section: StageSection, tree: MappingNode, space: Space, place: str) -> Iterator[Problem]:
     for number, point in enumerate(section.enqueue):
         for path, value in point.items():
             key = f"{place}.enqueue.{number}.{path}"
@@ -240,8 +250,7 @@ def _enqueue_problems(section: StageSection, space: Space, place: str) -> Iterat
                 yield Problem(f"{path!r} is not a key of the space", key=key, about_key=True, fix=fix)
             elif not space[path].holds(value):
                 yield Problem(got=value, expected=f"a value of {path} in the space", key=key)
-        if space.is_forbidden(point):
-            yield Problem("is a forbidden combination", key=f"{place}.enqueue.{number}", fix="Remove it, or change forbid.")
+        yield from _expecting(partial(completed, space, tree, point), f"{place}.enqueue.{number}")
 
 
 def plan_lines(search: Search) -> Iterator[str]:

@@ -23,7 +23,7 @@ FOUND = "the network found"  # trained as controls are: the network that a searc
 _TRANSFORMS = "dataset.train.dataset.kwargs.transformer"
 _OF_FLOATS = ("to_tensor", "custom_to_tensor", "v2.ToDtype", "normalize")
 _SHARE = 5  # control trials are a fifth of the stage's
-_MOST_DRAWS = 50
+_MOST_DRAWS, _MOST_FAILURES = 50, 3  # of random points that are outside the limits, or fail: no further ones are drawn
 
 
 class Controls:
@@ -33,11 +33,16 @@ class Controls:
         self._stage, self._wanted = stage, wanted
 
     def suggest(self, history: History) -> Suggestion:
-        """Return the first control that has not been trained often enough; the network found only once the stage has one."""
+        """Return the first control that has not been trained often enough; the network found only once the stage has one.
+
+        Random points that fail, or are outside the limits, are replaced by others, up to a number.
+        """
         for control, times in self._wanted.items():
             tried = [each for each in history.trials if each.note.get("control") == control]
-            counted = [each for each in tried if each.state not in ("failed", "rejected")]
-            if len(counted if control == RANDOM else tried) < times and len(tried) < times + _MOST_DRAWS:
+            failed, rejected = ([each for each in tried if each.state == state] for state in ("failed", "rejected"))
+            is_given_up = len(failed) >= max(_MOST_FAILURES, times) or len(rejected) >= _MOST_DRAWS
+            left_out = len(failed) + len(rejected) if control == RANDOM else 0
+            if len(tried) - left_out < times and not is_given_up:
                 best = self._stage.folder / BEST
                 if control != FOUND:
                     return Work(self._drawn(history) if control == RANDOM else {}, note={"control": control})

@@ -76,7 +76,7 @@ def expect_same(search: Search) -> None:
 def changes(before: Json, now: Json, state: State) -> str:
     """Name the first part that may not change: the training itself, the holdout, and stages that have begun.
 
-    A stage that has begun may have more trials, and its limits may be raised.
+    A stage that has begun may have more trials until it is done, and its limits may be raised.
     """
     for key in sorted((before.keys() | now.keys()) - {"search"}):
         if before.get(key) != now.get(key):
@@ -90,6 +90,8 @@ def changes(before: Json, now: Json, state: State) -> str:
         first, second = (each.get(name) or {} for each in stages)
         if _without_limits(first) != _without_limits(second):
             return f"the stage {name}"
+        if state.is_done(name) and first.get("trials") != second.get("trials"):
+            return f"the trials of the stage {name}, which is done,"
         limits = [_limits_of(own, each) for own, each in ((first, old), (second, new))]
         if name != FULL_TRAIN and not are_as_wide(limits[1], limits[0]):
             return f"the limits of the stage {name}, which may only be raised,"
@@ -112,8 +114,8 @@ def _run_stage(search: Search, name: str, state: State, worker: Worker, tell: Ca
         tell(f"{name}: done before")
         return True
     began = time.time()
+    stage = stage_of(search, name)  # what is wrong with it can still be mended: no trial of it is stored
     state.stage(name, state="running")
-    stage = stage_of(search, name)
     controls = control_stage(stage)
     if not worker.run(stage):
         return False

@@ -76,8 +76,11 @@ class StageReport:
         beaten = [name for name, _, value in self.control_rows() if value is not None and not self._beats(value)]
         if beaten:
             return f"The search does not beat its control: {', '.join(beaten)}."
-        trained = any(value is not None for _, _, value in self.control_rows())
-        return "The search beats its controls." if trained else "No control was completed, so a gain cannot be shown."
+        lacking = [name for name, _, value in self.control_rows() if value is None]
+        if len(lacking) == len(self.control_rows()):
+            return "No control was completed, so a gain cannot be shown."
+        but = f" But no trial of {', '.join(lacking)} was completed." if lacking else ""
+        return f"The search beats its controls.{but}"
 
     def _beats(self, value: float) -> bool:
         return self.result is not None and self.result != value and self._best([self.result, value]) == self.result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import yaml
@@ -107,6 +108,24 @@ def values_of(space: Space, point: Point) -> dict[str, Json]:
     return {**dict.fromkeys((each.path for each in space.dimensions if each.when), None), **point}
 
 
+def completed(space: Space, tree: MappingNode, point: Point) -> Point:
+    """Return an enqueued point with the values of the file for the keys that it leaves out, where the space has them.
+
+    Raises ``UserError`` if ``forbid`` excludes the result.
+    """
+    values = dict(point)
+    for each in space.dimensions:
+        node = node_at(tree, each.path)
+        if each.path not in values and node is not None and each.holds(to_plain(node)):
+            values[each.path] = to_plain(node)
+    found = space.active(values)
+    if space.is_forbidden(found):
+        from_file = {path: value for path, value in found.items() if path not in point}
+        beside = f" with the values of the file, {text_of(from_file)}" if from_file else ""
+        raise UserError(f"is a forbidden combination{beside}", fix="Remove it, or change forbid.")
+    return found
+
+
 def with_holdout(tree: MappingNode, train: Path, holdout: Path) -> MappingNode:
     """Train on one part of ``dataset.train``, evaluate on the other: files with the indices of the images."""
     tree = evaluated_on_train(tree)
@@ -146,8 +165,8 @@ def as_names(names: str | list[str] | None) -> list[str]:
 
 
 def fragments_named(names: str | list[str] | None, run: Path, config: Path) -> list[Path]:
-    """Return the files that ``from`` names: ``nas.best`` and ``nas.pareto`` of the run's stages, or files beside the
-    configuration."""
+    """Return the files that ``from`` names: ``nas.best`` and ``nas.pareto`` of the run's stages, the best first, or files beside
+    the configuration."""
     found: list[Path] = []
     for name in as_names(names):
         if name.endswith((".yaml", ".yml")):
@@ -155,8 +174,14 @@ def fragments_named(names: str | list[str] | None, run: Path, config: Path) -> l
             continue
         stage, _, kind = name.partition(".")
         folder = run / stage
-        found += sorted((folder / "pareto").glob("*.yaml")) if kind == "pareto" else [folder / f"{kind or 'best'}.yaml"]
+        found += sorted((folder / "pareto").glob("*.yaml"), key=_rank) if kind == "pareto" else [folder / f"{kind or 'best'}.yaml"]
     return found
+
+
+def _rank(fragment: Path) -> tuple[float, str]:
+    """Return the number that the name of a fragment begins with, and the name: ``100_trial0007.yaml`` comes after ``99_``."""
+    digits = "".join(takewhile(str.isdecimal, fragment.name))
+    return float(digits or "inf"), fragment.name
 
 
 def plain_of(tree: MappingNode) -> Record:

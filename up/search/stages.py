@@ -18,6 +18,7 @@ from up.schema.search import COSTS, ConstraintsSection, FullTrainSection, Search
 from up.search.algorithm import Algorithm, Direction, History, Trial
 from up.search.settings import (
     SECTION,
+    completed,
     fragments_named,
     load_tree,
     plain_of,
@@ -94,7 +95,7 @@ class Stage:
     constraints: ConstraintsSection
     max_epoch: int
     limit: int
-    enqueue: tuple[Mapping[str, Json], ...] = ()
+    enqueue: tuple[Point, ...] = ()
     holdout: tuple[Path, Path] | None = None
     section: StageSection | FullTrainSection = field(default_factory=StageSection)
 
@@ -190,6 +191,10 @@ def open_stage(search: Search, name: str, holdout: tuple[Path, Path] | None) -> 
         for fragment in fragments:
             tree = with_fragment(tree, fragment)
         tree = with_settings(tree, section.set, section.max_epoch or getattr(algorithm, "max_epoch", None))
+    enqueued = []
+    for number, point in enumerate(section.enqueue):
+        with search.decoded.origins.placing(f"{place}.enqueue.{number}"):
+            enqueued.append(completed(space, tree, point))
     return Stage(
         name,
         search,
@@ -200,7 +205,7 @@ def open_stage(search: Search, name: str, holdout: tuple[Path, Path] | None) -> 
         section.constraints or search.section.constraints,
         epochs_of(tree),
         section.trials or 0,
-        tuple(section.enqueue),
+        tuple(enqueued),
         holdout,
         section,
     )

@@ -6,21 +6,21 @@ import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from up.config.tree import to_plain
 from up.engine.child import CONSOLE, Child, Verdict
 from up.errors import StorageError, UserError
 from up.files import LATEST
 from up.run_files import CONFIG
 from up.search.algorithm import History, State, Trial, Wait, Work
 from up.search.constraints import Costs
+from up.search.controls import Controls
 from up.search.devices import Devices, Lent
 from up.search.limits import broken
 from up.search.locks import Presence, is_present
-from up.search.settings import node_at, with_holdout, with_settings, write_config
+from up.search.settings import with_holdout, with_settings, write_config
 from up.search.stages import Stage
 from up.search.study import Study
 from up.text import count, duration
@@ -232,7 +232,7 @@ def decide(stage: Stage, history: History) -> Work | Wait | None:
     tried = {each.note.get("enqueued") for each in history.trials}
     waiting = [at for at in range(len(stage.enqueue)) if at not in tried]
     if waiting and not is_full:
-        return Work(completed(stage, stage.enqueue[waiting[0]]), note={"enqueued": waiting[0]})
+        return Work(stage.enqueue[waiting[0]], note={"enqueued": waiting[0]})
     if not is_full and (again := _admitted(stage, history)) is not None:
         return again
     suggested = stage.algorithm.suggest(history)
@@ -256,18 +256,10 @@ def _admitted(stage: Stage, history: History) -> Work | None:
     return None
 
 
-def completed(stage: Stage, point: Mapping[str, Json]) -> Mapping[str, Json]:
-    """Return an enqueued point with the values of the file for the keys that it leaves out, where the space has them."""
-    values = dict(point)
-    for each in stage.space.dimensions:
-        node = node_at(stage.tree, each.path)
-        if each.path not in values and node is not None and each.holds(to_plain(node)):
-            values[each.path] = to_plain(node)
-    return stage.space.active(values)
-
-
 def _expect_progress(stage: Stage, study: Study, history: History) -> None:
-    """Raise ``UserError`` when no point meets the constraints, or when nothing but failures comes."""
+    """Raise ``UserError`` when no point meets the constraints, or when nothing but failures comes; controls end by themselves."""
+    if isinstance(stage.algorithm, Controls):
+        return
     rejected = study.rejected(stage.constraints.limits)
     if len(rejected) >= MAX_REDRAWS:
         name, times = Counter(broken(each.costs, stage.constraints.limits).partition(":")[0] for each in rejected).most_common(1)[0]

@@ -11,6 +11,7 @@ from up.config.tree import to_plain
 from up.errors import ConfigError
 from up.schema.decode import load_config
 from up.search.settings import (
+    fragments_named,
     load_tree,
     values_of,
     with_epochs,
@@ -55,6 +56,15 @@ def test_fragments_merge_by_dotted_paths_and_by_blocks(tmp_path: Path) -> None:
     plain = to_plain(with_fragment(TREE, tmp_path / "g.yaml"))
     assert plain["trainer"]["optimizer"]["kwargs"] == {"lr": 0.3, "momentum": 0.9}
     assert [each["type"] for each in plain["net"]] == ["resnet18", "other"]
+
+
+def test_fragments_of_a_front_come_in_the_order_of_their_ranks(tmp_path: Path) -> None:
+    (tmp_path / "nas" / "pareto").mkdir(parents=True)
+    ranks = [f"{rank:02}_trial{200 - rank:04}.yaml" for rank in range(120)]
+    for name in ("by_hand.yaml", *ranks):
+        (tmp_path / "nas" / "pareto" / name).touch()
+    found = fragments_named("nas.pareto", tmp_path, tmp_path / "s.yaml")
+    assert [path.name for path in found] == [*ranks, "by_hand.yaml"]
 
 
 def test_the_schedule_follows_the_length() -> None:
