@@ -135,15 +135,16 @@ class CarsRunner(SupernetRunner):
         self.supernet.leader = best.genotype
 
     def found(self) -> Sequence[FoundNetwork]:
-        """Return the most accurate network, then those of the front or of the ranges of size, the smallest first."""
-        measured = sorted((each for each in self.population if each.accuracy is not None), key=lambda each: each.size)
-        if not measured:
+        """Return the most accurate network, then those of the front or of the ranges of size, the most accurate first."""
+        scored = [(-each.accuracy, each.size, each.genotype) for each in self.population if each.accuracy is not None]
+        if not scored:
             return []
-        values = np.array([(-(each.accuracy or 0.0), each.size) for each in measured])
+        scored.sort(key=lambda each: each[:2])
+        values = np.array([each[:2] for each in scored])
         chosen = fronts(values)[0] if self._outputs == "pareto" else uniform(values, self._number)
-        best = max(measured, key=lambda each: (each.accuracy, -each.size))
-        files = [("best", best), *((f"{PARETO}/{at:02}", measured[index]) for at, index in enumerate(chosen))]
-        return [FoundNetwork(name, each.genotype, {"accuracy": each.accuracy or 0.0, "size": each.size}) for name, each in files]
+        files = [("best", 0), *((f"{PARETO}/{number:02}", at) for number, at in enumerate(sorted(chosen)))]
+        networks = [(name, *scored[at]) for name, at in files]
+        return [FoundNetwork(name, genotype, {"accuracy": -loss, "size": size}) for name, loss, size, genotype in networks]
 
     def state_dict(self) -> StateDict:
         """Return the population, and the latencies of operations that were measured."""
