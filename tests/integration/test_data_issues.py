@@ -20,6 +20,7 @@ from tests.harness.runs import train
 from up.__main__ import main
 from up.build.data import build_dataset
 from up.build.experiment import load_experiment
+from up.tasks.cls.evaluate.predictions import Recorder
 
 Config = dict[str, Any]
 Write = Callable[[Config], str]
@@ -46,12 +47,63 @@ def test_errors_of_validation_images(config: Config, write: Write, tmp_path: Pat
     named = {row["filename"] for row in report["issues"]}
     assert named
     assert named <= wrong
-    assert (report["source"], report["images"]) == ("test", 13)
+    assert (report["source"], report["images"], report["not_finite"]) == ("dataset.test", 13, 0)
     with (folder / "issues.csv").open() as file:
         rows = [*csv.DictReader(file)]
     assert {row["filename"] for row in rows} == named
     assert json.loads((folder / "issues.json").read_text())["issues"] == report["issues"]
     assert "data:image" in (folder / "issues.html").read_text()
+
+
+def test_other_images_and_another_checkpoint(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `up eval` takes them; images that the weights were trained on are not out of sample."""
+    wrong = flipped(config, tmp_path, "test", (1, 6))
+    path, run = write(config), tmp_path / "run"
+    assert train(path, "trainer.max_epoch=8") == 0
+    lists = {"more.txt": tmp_path / "test.txt", "trained.txt": Path(config["dataset"]["train"]["dataset"]["kwargs"]["meta_file"])}
+    for name, source in lists.items():  # names are relative to the list
+        folder = Path(config["dataset"]["train"]["dataset"]["kwargs"]["image_reader"]["kwargs"]["image_dir"])
+        (tmp_path / name).write_text("".join(f"{folder}/{line}\n" for line in source.read_text().splitlines()))
+    words = ["data", "issues", path, "--ckpt", str(run / "ckpt_latest.pth"), "--json"]
+    capsys.readouterr()
+    assert main([*words, "--test", str(tmp_path / "more.txt"), "-o", "dataset.test.batch_sampler.kwargs.batch_size=3"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {Path(row["filename"]).name for row in report["issues"]} <= wrong
+    assert (report["source"], report["images"]) == (str(tmp_path / "more.txt"), 13)
+    assert (run / "issues_more" / "issues.csv").is_file()
+    trained = str(tmp_path / "trained.txt")
+    assert tells("\n".join(refused([*words, "--test", trained], capsys)), "trained on", "--allow-trained-images")
+    assert main([*words, "--test", trained, "--allow-trained-images"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:the scores of")
+def test_images_without_finite_scores_are_left_out_and_counted(
+    config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As probabilities of 0 they lowered the threshold of their label."""
+    assert train(write(config), "trainer.max_epoch=1") == 0
+    add = Recorder.add
+
+    def spoiled(self: Recorder, scores: Any, batch: Any, losses: Any = ()) -> None:
+        scores = scores.clone()
+        scores[:2] = float("nan")
+        add(self, scores, batch, losses)
+
+    monkeypatch.setattr(Recorder, "add", spoiled)
+    size = "dataset.test.batch_sampler.kwargs.batch_size"
+    for batch, left in ((13, 2), (2, None)):
+        capsys.readouterr()
+        code = main(["data", "issues", str(tmp_path / "run"), "--json", "-o", f"{size}={batch}"])
+        said = capsys.readouterr()
+        if left is None:
+            assert code == 2
+            assert tells(said.err, "dataset.test", "finite", "--ckpt")
+            continue
+        report = json.loads(said.out)
+        assert (code, report["images"], report["not_finite"]) == (0, 13 - left, left)
+        assert sum(row["images"] for row in report["classes"]) == 13 - left
 
 
 @pytest.mark.slow
@@ -78,7 +130,7 @@ def test_folds_find_errors_of_training_and_continue_when_killed(config: Config, 
     assert "fold 1 of 3" not in again.stderr
     report = json.loads((run / "issues" / "issues.json").read_text())
     assert {row["filename"] for row in report["issues"]} == wrong
-    assert (report["source"], report["images"]) == ("train", 46)
+    assert (report["source"], report["images"]) == ("dataset.train", 46)
     kwargs = config["dataset"]["train"]["dataset"]["kwargs"]
     kwargs.update(on_bad_label="drop-list", drop_list=str(run / "issues" / "issues.csv"))
     assert len(build_dataset(load_experiment(Path(write(config))), "train")) == 46 - len(wrong)
@@ -141,9 +193,10 @@ def test_a_drop_list_without_its_switch_is_an_error(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("nowhere",), ("nowhere", "run of")),
-        ((__file__,), ("is a file", "the folder of a run")),
-        ((".",), ("config.yaml",)),
+        (("nowhere",), ("nowhere", "no such")),
+        ((__file__,), (__file__, "YAML")),
+        ((".",), ("config.yaml", "the folder of a run")),
+        ((".", "--folds", "3", "--test", "."), ("--test", "--folds")),
         ((".", "--folds", "1"), ("--folds 1", "2 or more")),
     ],
 )

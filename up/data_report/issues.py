@@ -12,6 +12,7 @@ from up.data_report.out_of_sample import OutOfSample
 from up.files import make_folder, write_text
 from up.pages.images import thumbnail_if_readable
 from up.pages.page import write_page
+from up.tasks.cls.evaluate.predictions import UNREADABLE
 from up.types import Record
 
 COLUMNS = ("filename", "given", "suggested", "self_confidence", "suggested_probability", "where")
@@ -22,6 +23,7 @@ _PAIRS = 20  # pairs of classes
 def issues_of(found: OutOfSample) -> Record:
     """Find the label errors and return the report as plain values, the least self-confident image first."""
     issues = label_issues(found.labels, found.probabilities)
+    is_read = issues.suggested != UNREADABLE
     rows = [
         {
             "filename": found.names[index],
@@ -39,13 +41,14 @@ def issues_of(found: OutOfSample) -> Record:
     return {
         "title": "Label errors",
         "source": found.source,
-        "images": len(found.labels),
+        "images": int(is_read.sum()),
+        "not_finite": int((~is_read).sum()),
         "correct": int((issues.suggested == found.labels).sum()),
         "noise": issues.noise,
         "issues": rows,
         "pairs": [{"given": pair[0], "suggested": pair[1], "images": number} for pair, number in pairs.most_common(_PAIRS)],
         "classes": [
-            {"class": name, "images": int((found.labels == at).sum()), "threshold": float(issues.thresholds[at])}
+            {"class": name, "images": int((found.labels[is_read] == at).sum()), "threshold": float(issues.thresholds[at])}
             for at, name in enumerate(found.classes)
         ],
         "confident_joint": issues.joint.tolist(),

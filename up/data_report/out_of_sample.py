@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from up.build.data import build_dataset, build_evaluation
 from up.build.experiment import load_experiment
 from up.build.network import precision_of, select_device
-from up.build.trained import derived_from_data_only, join_on, net_to_evaluate
+from up.build.trained import derived_from_data_only, find_checkpoint, join_on, net_to_evaluate, with_other_images
 from up.data.dataset import KeyedDataset
 from up.data.records import Dataset
 from up.data.split import folds_of
@@ -25,14 +25,15 @@ from up.distributed.signals import handled
 from up.engine.child import Child
 from up.engine.ema import NoEma
 from up.engine.folder import read_status
+from up.engine.trained_images import expect_not_trained_on
 from up.errors import PeerLost, UserError
 from up.files import LATEST, make_folder, write_json, write_text
-from up.run_files import CONFIG
+from up.schema.show import effective_yaml
 from up.tasks.cls.evaluate.metrics import ImageNetEvaluator
-from up.tasks.cls.evaluate.predictions import Predictions
+from up.tasks.cls.evaluate.predictions import UNREADABLE, Predictions
 from up.tasks.cls.evaluate.row_file import Array, RowFile, blocks_of, rows_at
 from up.tasks.experiment import Experiment
-from up.text import yaml_text
+from up.tracking.log import LOGGER
 from up.types import Record
 
 _FROM_TEST = ("transformer", "evaluator", "save_score")  # of the data set that a fold is evaluated on
@@ -44,7 +45,7 @@ _PERIOD_S = 0.2
 class OutOfSample:
     """Probabilities (N, C) of images that the net was not trained on, with their labels (N,), names, paths and places.
 
-    A large array of probabilities is in a temporary file.
+    A large array of probabilities is in a temporary file. Scores that are not finite are rows of zeros.
     """
 
     probabilities: NDArray[np.float64]
@@ -53,36 +54,32 @@ class OutOfSample:
     paths: list[str]
     where: list[str]
     classes: list[str]
-    source: str  # data set of the YAML file
+    source: str  # dataset.train or dataset.test of the YAML file, or a path of images
 
 
-def config_of(run: Path) -> Path:
-    """Return the configuration of a run. Raises ``UserError`` for a folder that is not a run."""
-    path = run / CONFIG
-    if not path.is_file():
-        what = f"{run}: contains no {CONFIG}" if run.is_dir() else f"{run}: {'is a file' if run.exists() else 'no such folder'}"
-        raise UserError(what, expected="the folder of a run of `up train`")
-    return path
+def of_images(
+    config: Path, overrides: Sequence[str], checkpoint: Path | None, test: Path | None = None, *, allow_trained_images: bool = False
+) -> OutOfSample:
+    """Predict the images of ``dataset.test``, or at ``test``, with a checkpoint, by default the best of the run.
+
+    Raises ``UserError`` for images that the checkpoint was trained on, unless ``allow_trained_images``.
+    """
+    experiment = load_experiment(config, [*overrides, *_ALL_SCORES])
+    with experiment.plugin_errors():
+        return _predicted(experiment, "dataset.test", checkpoint, test=test, allow_trained_images=allow_trained_images)
 
 
-def of_validation(run: Path) -> OutOfSample:
-    """Predict the images of ``dataset.test`` with the best weights of the run."""
-    experiment = load_experiment(config_of(run), [f"saver.save_dir={yaml_text(run)}", *_ALL_SCORES])
-    return _predicted(experiment, "test", None)
-
-
-def of_folds(run: Path, folds: int, out: Path, tell: Callable[[str], object]) -> OutOfSample:
+def of_folds(config: Path, overrides: Sequence[str], folds: int, out: Path, tell: Callable[[str], object]) -> OutOfSample:
     """Train the run ``folds`` times, each time on all but one of the folds of ``dataset.train``, and predict that fold.
 
     The trainings are child processes, one after another, in ``out``; those that are finished stay, and one that was interrupted
     continues. Raises ``UserError`` if one fails, ``PeerLost`` or ``KeyboardInterrupt`` after a signal, when the child has saved.
     """
-    config = config_of(run)
-    experiment = load_experiment(config)
+    experiment = load_experiment(config, overrides)
     dataset = build_dataset(experiment, "train")
     _expect_labels(experiment, dataset)
     held = _folds(experiment, dataset, folds, out)
-    plain: Record = yaml.safe_load(config.read_text(encoding="utf-8"))
+    plain: Record = yaml.safe_load(effective_yaml(experiment.config))
     found: list[OutOfSample] = []
     for number, indices in enumerate(held):
         folder = out / f"fold-{number}"
@@ -90,12 +87,12 @@ def of_folds(run: Path, folds: int, out: Path, tell: Callable[[str], object]) ->
         path = _write_fold(plain, experiment, (folder, len(dataset), indices))
         if not _is_done(folder):
             tell(f"fold {number + 1} of {folds}: trains on {len(dataset) - len(indices):,} images; log: {folder / 'console.log'}")
-            _train(path, folder, run)
-        found.append(_predicted(load_experiment(path), "train", folder / LATEST))
+            _train(path, folder, config.parent)
+        found.append(_predicted(load_experiment(path), "dataset.train", folder / LATEST, allow_trained_images=True))
     probabilities = rows_at([each.probabilities for each in found], slice(None))
     labels = np.concatenate([each.labels for each in found])
     lists = [[value for each in found for value in getattr(each, name)] for name in ("names", "paths", "where")]
-    return OutOfSample(probabilities, labels, lists[0], lists[1], lists[2], found[0].classes, "train")
+    return OutOfSample(probabilities, labels, lists[0], lists[1], lists[2], found[0].classes, "dataset.train")
 
 
 def _expect_labels(experiment: Experiment, dataset: Dataset) -> None:
@@ -183,22 +180,33 @@ def _train(config: Path, folder: Path, plugins: Path) -> None:
         raise UserError(f"{folder}: the training {verdict.outcome}: {verdict.reason}", fix="The same command continues.")
 
 
-def _predicted(experiment: Experiment, source: str, checkpoint: Path | None) -> OutOfSample:
-    """Predict ``dataset.test`` of ``experiment``, whose labels stand in ``source`` of the run."""
+def _predicted(
+    experiment: Experiment, source: str, checkpoint: Path | None, *, test: Path | None = None, allow_trained_images: bool = False
+) -> OutOfSample:
+    """Predict ``dataset.test`` of ``experiment``, whose labels stand in ``source`` of the run, or the images at ``test``."""
     device = select_device(experiment)
     net, derived, _ = net_to_evaluate(experiment, checkpoint, derived_from_data_only(experiment))
+    if test is not None:
+        experiment = with_other_images(experiment, test, derived)
     evaluation, dataset = build_evaluation(experiment, derived, device, precision_of(experiment, device))
+    files = dataset.files if isinstance(dataset, KeyedDataset) else None
+    unchecked = expect_not_trained_on(find_checkpoint(experiment, checkpoint), files, allowed=allow_trained_images)
+    if unchecked:
+        LOGGER.info(unchecked)
     join_on(experiment, net, device)
     evaluator = evaluation(net, NoEma()).served
     empty = Predictions(np.zeros(0), [], [])
     predictions = evaluator.predictions if isinstance(evaluator, ImageNetEvaluator) else empty
     heads = predictions.heads
-    files = dataset.files if isinstance(dataset, KeyedDataset) else None
     if len(heads) != 1 or heads[0].scores is None or heads[0].gt is None or heads[0].gt.ndim != 1 or files is None:
         what = "label errors are found by one label and a score of each class for every image, which these data or this net lack"
-        raise experiment.error(what, key=f"dataset.{source}")
-    head, indices = heads[0], predictions.index.tolist()
+        raise experiment.error(what, key=source)
+    head = heads[0]
     assert head.scores is not None
+    if (head.preds == UNREADABLE).all():
+        fix = "Train again, or name another checkpoint with --ckpt."
+        raise UserError(f"{test or source}: the network gives no image finite scores", fix=fix)
+    indices = predictions.index.tolist()
     names = getattr(dataset, "class_names", None) or derived.get("class_names")
     return OutOfSample(
         probabilities_of(head.scores),
@@ -207,7 +215,7 @@ def _predicted(experiment: Experiment, source: str, checkpoint: Path | None) -> 
         [files.path_of(index) for index in indices],
         [str(files.where(index)) for index in indices],
         [str(name) for name in names] if isinstance(names, list) else [str(label) for label in range(head.classes)],
-        source,
+        source if test is None else str(test),
     )
 
 
