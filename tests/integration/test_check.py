@@ -134,6 +134,32 @@ def test_a_device_that_is_not_here_is_a_warning(
     assert tells(verdict, "OK", path, "1")
 
 
+@pytest.mark.filterwarnings("default:torch_random_augmentation")
+def test_warnings_of_python_are_counted_and_listed_with_the_others(
+    config: Config, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a plug-in, a library, or a part that is built: they stood on standard error, and the last line told of none."""
+    transforms = config["dataset"]["train"]["dataset"]["kwargs"]["transformer"]
+    transforms.insert(0, {"type": "torch_random_augmentation", "kwargs": {"n": 2, "m": 12}})
+    path = write(config)
+    *_, warning, verdict = checked(path, capsys)
+    assert tells(warning, "warning: ", "m: 12.0 is clipped")
+    assert tells(verdict, "OK", path, "1 warning")
+    config["hooks"] = [{"type": "grad_cam", "kwargs": {"layer_name": "nowhere", "class_names": []}}]
+    path = write(config)
+    with pytest.warns(UserWarning, match="12.0 is clipped"):  # an error that comes later leaves it
+        assert main(["check", path]) == 2
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default:special_param_group")
+def test_groups_of_no_parameter_are_warnings(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    config["trainer"]["optimizer"]["special_param_group"] = [{"key": "nowhere", "lr": 0.1}]
+    *_, warning, verdict = checked(write(config), capsys)
+    assert tells(warning, "warning: ", "special_param_group", "nowhere")
+    assert tells(verdict, "1 warning")
+
+
 def test_an_lr_per_image_is_reported(config: Config, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     """Who writes lr: 0.1 as elsewhere, and no warmup_register_type, trains with eight times that."""
     del config["trainer"]["lr_scheduler"]["warmup_register_type"], config["trainer"]["lr_scheduler"]["warmup_ratio"]

@@ -85,7 +85,7 @@ def commit(
         first_loss=example_loss(experiment, runner, parts.device),
     )
     runner = runner.over(wrapped)
-    optimizer = optimizer_of(experiment, parts.net)
+    optimizer = optimizer_of(experiment, parts.net, warn=False)  # again: wrapping the net may have changed its tensors
     runner.add_parameters_to(optimizer)
     attach_l2sp(experiment, parts.net, optimizer, start.checkpoint)
     session = session_of(experiment, parts, start, runner, optimizer, stop)

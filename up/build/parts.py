@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,9 +111,7 @@ def build_parts(
     features = features_of(experiment, train_data, net, freezing, times, mix=mix, precision=precision)
     watching, clip = build_hooks(experiment, net, class_names)
     trackers, boards = build_trackers(experiment)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the optimizer of phase 3 repeats them: wrapping the net may change its tensors
-        optimizer_of(experiment, net)
+    optimizer_of(experiment, net)
     return RunParts(
         device,
         precision,

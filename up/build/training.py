@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -139,11 +140,13 @@ def lr_line(experiment: Experiment, schedule: Schedule, total: int, global_batch
     return text
 
 
-def optimizer_of(experiment: Experiment, net: Net) -> Optimizer:
-    """Build the optimizer over the trainable parameters, in groups."""
+def optimizer_of(experiment: Experiment, net: Net, *, warn: bool = True) -> Optimizer:
+    """Build the optimizer over the trainable parameters, in groups; without ``warn`` in silence, where it was built before."""
     part = experiment.config.trainer.optimizer
     assert part is not None, "missing_for_training comes first"
-    with experiment.placing("trainer.optimizer"):
+    with experiment.placing("trainer.optimizer"), warnings.catch_warnings():
+        if not warn:
+            warnings.simplefilter("ignore")
         table = experiment.tables["optimizer"]
         return build_optimizer(
             net, part.type, pconfig=part.pconfig, special_param_group=part.special_param_group, table=table, **part.kwargs

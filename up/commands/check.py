@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from up.commands.inputs import load_checked
 from up.commands.parser import CommandParser
@@ -27,20 +29,41 @@ def main(words: list[str]) -> int:
     experiment = load_checked(arguments.config, arguments.opts)
     from up.build.check import check_experiment, is_for_evaluation
 
-    warnings: list[str] = []
+    found: list[str] = []
     images = with_progress if arguments.images else None
-    for line in check_experiment(experiment, warnings.append, files=not arguments.no_files, images=images):
-        print(line)
-    if arguments.estimate:
-        from up.build.trial import estimate
+    with _collected(found):
+        for line in check_experiment(experiment, found.append, files=not arguments.no_files, images=images):
+            print(line)
+        if arguments.estimate:
+            from up.build.trial import estimate
 
-        print(estimate(experiment))
-    for warning in warnings:
+            print(estimate(experiment))
+    for warning in found:
         print(f"warning: {warning}")
-    told = f", {count(len(warnings), 'warning')}" if warnings else ""
+    told = f", {count(len(found), 'warning')}" if found else ""
     use = " for eval, predict and export; train needs dataset.train" if is_for_evaluation(experiment.config) else ""
     print(f"OK: {arguments.config} is valid{use}{told}")
     return 0
+
+
+@contextmanager
+def _collected(found: list[str]) -> Iterator[None]:
+    """Append the text of each warning of Python to ``found``, once; an error that ends the block leaves them on standard error."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        caught: dict[str, Callable[[], object]] = {}
+
+        def collect(message: Warning | str, *place: Any) -> None:
+            caught.setdefault(str(message), lambda: shown(message, *place))
+
+        warnings.showwarning = collect  # type: ignore[assignment]
+        try:
+            yield
+        except BaseException:
+            for show in caught.values():
+                show()
+            raise
+        found += [text for text in caught if text not in found]
 
 
 def with_progress(batches: Iterable[T], total: int) -> Iterator[T]:
