@@ -51,6 +51,23 @@ def test_names_of_a_table_become_the_classes(
     assert f"{record['top1']:.2f}" in capsys.readouterr().out
 
 
+def test_a_table_of_names_and_one_of_numbers_need_class_names(
+    config: Config, write: Write, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The numbers became classes of their own, beside the names that they count."""
+    tables(config, images, tmp_path)
+    kwargs = config["dataset"]["train"]["dataset"]["kwargs"]
+    rows = [line.split(",") for line in (tmp_path / "train.csv").read_text().splitlines()]
+    numbered = [rows[0], *([at, str(SORTED.index(label)), path] for at, label, path in rows[1:])]
+    (tmp_path / "numbers.csv").write_text("".join(f"{','.join(row)}\n" for row in numbered))
+    kwargs["meta_file"] = [str(tmp_path / "train.csv"), str(tmp_path / "numbers.csv")]
+    path = write(config)
+    assert tells("\n".join(refused(["check", path], capsys)), f"{path}:", "numbers.csv", "train.csv", "class_names")
+    kwargs["class_names"] = SORTED
+    assert main(["check", write(config)]) == 0
+    assert tells(capsys.readouterr().out, "3 classes", *SORTED)
+
+
 def wrong_label(source: str, rows: list[list[str]]) -> None:
     if source == "test":
         rows[3][1] = "bleu"

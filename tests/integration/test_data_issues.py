@@ -20,6 +20,8 @@ from tests.harness.runs import train
 from up.__main__ import main
 from up.build.data import build_dataset
 from up.build.experiment import load_experiment
+from up.data_report.issues import COLUMNS, write_issues
+from up.tasks.cls.data.drop_list import read_drop_list
 from up.tasks.cls.evaluate.predictions import Recorder
 
 Config = dict[str, Any]
@@ -134,6 +136,27 @@ def test_folds_find_errors_of_training_and_continue_when_killed(config: Config, 
     kwargs = config["dataset"]["train"]["dataset"]["kwargs"]
     kwargs.update(on_bad_label="drop-list", drop_list=str(run / "issues" / "issues.csv"))
     assert len(build_dataset(load_experiment(Path(write(config))), "train")) == 46 - len(wrong)
+
+
+def test_a_drop_list_names_files_with_any_name(tmp_path: Path) -> None:
+    names = ["carriage\rreturn.png", "line\nfeed.png", " space.png", 'quote",.png']
+    rows = [dict.fromkeys(COLUMNS, 0.0) | {"filename": name, "path": "", "figure": None} for name in names]
+    write_issues(
+        {
+            "title": "",
+            "source": "dataset.test",
+            "images": 4,
+            "not_finite": 0,
+            "correct": 0,
+            "noise": 0.0,
+            "accuracy": "",
+            "issues": rows,
+            "pairs": [],
+            "classes": [],
+        },
+        tmp_path,
+    )
+    assert read_drop_list(str(tmp_path / "issues.csv")) == names
 
 
 def test_a_drop_list_leaves_images_out(config: Config, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

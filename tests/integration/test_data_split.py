@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.harness.facts import tells
 from tests.harness.planted import scene
+from tests.harness.refusals import refused
 from up.__main__ import main
 from up.build.data import build_dataset
 from up.build.experiment import load_experiment
@@ -221,3 +222,14 @@ def test_mistakes(
     assert code == 2
     assert tells(capsys.readouterr().err, *said)
     assert not Path("splits").exists()
+
+
+@pytest.mark.parametrize("name", ["new\nline", " space"])
+def test_class_names_that_a_list_cannot_hold_are_an_error(
+    name: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``classes.txt`` had a line more than classes, and the labels after it the names of others."""
+    shutil.copytree(photos / "all" / "dog", tmp_path / "odd" / "dog")
+    shutil.copytree(photos / "all" / "fox", tmp_path / "odd" / name)
+    words = ["data", "split", str(tmp_path / "odd"), "--out", str(tmp_path / "out")]
+    assert tells("\n".join(refused(words, capsys, tmp_path)), repr(name), "Rename")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from PIL import Image
 from up.bundle.answers import Result
 from up.bundle.answers.classes import Classes, ClassPrediction
 from up.bundle.answers.pixels import Mask
+from up.csv_text import write_rows
 from up.errors import StorageError
 from up.json_text import json_list, json_text
 from up.text import unused_name
@@ -61,7 +61,7 @@ def rendered(predictions: Iterable[Prediction], kind: Format, columns: Sequence[
         for each in predictions:
             text = io.StringIO()
             rows = [[""] * len(columns)] if each.result is None else each.result.csv_rows()
-            csv.writer(text, lineterminator="\n").writerows([each.file, *row, each.error or ""] for row in rows)
+            write_rows(text, ([each.file, *row, each.error or ""] for row in rows))
             yield text.getvalue()
     elif kind == "jsonl":
         for each in predictions:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections import Counter
 from pathlib import Path
 
+from up.csv_text import write_rows
 from up.data_report.confident import label_issues
 from up.data_report.out_of_sample import OutOfSample
 from up.files import make_folder, write_text
@@ -60,9 +60,7 @@ def write_issues(report: Record, folder: Path) -> list[Path]:
     """Write ``issues.json``, ``issues.html`` and ``issues.csv`` into ``folder``; returns the files."""
     make_folder(folder)
     text = io.StringIO()
-    rows = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(report["issues"])
+    write_rows(text, [COLUMNS, *([row[name] for name in COLUMNS] for row in report["issues"])])
     write_text(folder / "issues.csv", text.getvalue())
     figures: dict[str, str] = {}
     for at, row in enumerate(report["issues"][:_PICTURED]):

@@ -72,6 +72,9 @@ class Splits:
             record = {"from": str(self.path), "group_column": self.wanted.group_column, **split.record(self.class_names)}
             found[out / folder / "split.json"] = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         if self.source.classes is not None:
+            if odd := [name for name in self.source.classes if name != name.strip() or "\n" in name or "\r" in name]:
+                what = f"{self.path}: a list of class names, one a line, cannot hold {odd[0]!r}"
+                raise UserError(what, fix="Rename the class: without line breaks, and without spaces at its ends.")
             found[out / "classes.txt"] = "".join(f"{name}\n" for name in self.source.classes)
         return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +38,8 @@ def without_dropped(table: SampleTable, path: str) -> SampleTable:
 def read_drop_list(path: str) -> list[str]:
     """Read the names in the column ``filename`` of a CSV file, or one a line in a file without such a header."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         what = f"{path}: cannot be read ({reason})"
@@ -47,5 +47,5 @@ def read_drop_list(path: str) -> list[str]:
         raise UserError(what, expected=expected, key="drop_list") from None
     lines = text.split("\n")  # splitlines() would cut names at further characters
     if COLUMN in next(csv.reader(lines[:1]), []):
-        return [row[COLUMN] for row in csv.DictReader(io.StringIO(text)) if row[COLUMN]]
+        return [row[COLUMN] for row in csv.DictReader(io.StringIO(text, newline="")) if row[COLUMN]]
     return [line.strip() for line in lines if line.strip()]

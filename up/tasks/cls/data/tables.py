@@ -118,8 +118,13 @@ def read_table(spec: TableSpec) -> SampleTable:
 def _names_found(kinds: list[str], sources: list[MetaSource]) -> list[str] | None:
     """List the classes that folders and tables name, sorted; None where labels are numbers."""
     folders = classes_of(source.root for source, kind in zip(sources, kinds, strict=True) if kind == "image_folder")
-    written = set().union(*(labels_in(source) for source, kind in zip(sources, kinds, strict=True) if kind == "csv"))
-    return sorted({*folders, *(() if are_numbers(written) else written)}) or None
+    written = {source.path: labels_in(source) for source, kind in zip(sources, kinds, strict=True) if kind == "csv"}
+    numbered = [path for path, labels in written.items() if labels and are_numbers(labels)]
+    named = [path for path, labels in written.items() if not are_numbers(labels)]
+    if numbered and named:
+        what = f"{numbered[0]} has labels that are numbers, {named[0]} has names, so the classes of the numbers are unknown"
+        raise UserError(what, fix="List the names in the order of the numbers, in class_names.", key="class_names")
+    return sorted({*folders, *(label for path in named for label in written[path])}) or None
 
 
 def _without_done(table: SampleTable, config: ResumeInference) -> SampleTable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -14,6 +13,7 @@ from typing import BinaryIO, TextIO
 
 import numpy as np
 
+from up.csv_text import write_rows
 from up.distributed.group import rank
 from up.errors import StorageError
 from up.figures import missing_matplotlib
@@ -281,7 +281,7 @@ def _rounded(score: float) -> float:
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> Path:
-    return _write(path, lambda file: csv.writer(file, lineterminator="\n").writerows(rows))
+    return _write(path, lambda file: write_rows(file, rows))
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> Path:
