@@ -23,7 +23,7 @@ from up.search import worker as search_worker
 from up.search.algorithm import WAIT, History, Suggestion, Trial, Work
 from up.search.constraints import Costs
 from up.search.controls import with_trivial_augment
-from up.search.pipeline import State, changes
+from up.search.pipeline import State, changes, work_along
 from up.search.report import MIN_FOR_IMPORTANCE
 from up.search.stages import load_search, open_stage
 from up.search.study import MAX_INTERRUPTIONS, Study
@@ -193,6 +193,28 @@ def test_searches_that_share_a_storage_have_trials_of_their_own(images: Path, tm
     state.write_text(json.dumps({**known, "state": "stopped"}))
     assert (trained(first, 2), trained(first, 2)) == (2, 0)
     assert "id" not in json.loads(state.read_text())
+
+
+def test_a_storage_without_the_trials_is_an_error(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:
+    """Its trials began anew, beside those of the first storage; a copy at another place has them."""
+    run, first, second = tmp_path / "run", tmp_path / "first.journal", tmp_path / "second.journal"
+
+    def search(storage: str, trials: int = 2) -> int:
+        before = len(instant.started)
+        searched(search_config(images, run, hpo(trials=trials), storage=storage), tmp_path / "s.yaml")
+        return len(instant.started) - before
+
+    assert search(str(first)) == 2
+    for other in ("auto", str(second)):
+        with pytest.raises(UserError) as raised:
+            search(other, 3)
+        assert raised.value.problems[0].key == "search.storage"
+        assert tells(str(raised.value), "hpo", "Restore")
+    assert not [*tmp_path.glob("second*"), *(run / "hpo").glob("study.journal")]
+    with pytest.raises(UserError, match="storage"):
+        work_along(load_search(tmp_path / "s.yaml"), None, print)  # type: ignore[arg-type]
+    first.rename(second)
+    assert search(str(second)) == 0
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5])

@@ -22,8 +22,9 @@ from up.search.holdout import carve
 from up.search.limits import are_as_wide
 from up.search.locks import Held, Presence, holder_of
 from up.search.page import write_report
-from up.search.stages import Search, Stage, open_stage
+from up.search.stages import Search, Stage, open_stage, study_name
 from up.search.state_file import State
+from up.search.storage import has_study
 from up.search.worker import STARTS, Worker, open_study
 from up.types import Json
 
@@ -70,7 +71,22 @@ def expect_same(search: Search) -> None:
         if changed:
             fix = f"Restore it, or start a new search with another saver.save_dir than {search.run}."
             raise UserError(f"{changed} changed since the search began, and trials of it are stored", key="search", fix=fix)
+        expect_trials(search)
     write_text(path, yaml.dump(plain, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+def expect_trials(search: Search) -> None:
+    """Raise ``UserError`` if ``search.storage`` changed to one without the trials of a stage that has begun.
+
+    A server that moved, or another way to it, has them.
+    """
+    path, storage = search.run / PIPELINE, search.section.storage
+    before = to_plain(load_nodes(path)).get("search", {}).get("storage", "auto") if path.exists() else storage
+    for name in State(search.run).read().get("stages", {}) if storage != before else ():
+        if not has_study(storage, search.run / name, study_name(search, name)):
+            what = f"changed since the search began, and the new one has no trials of the stage {name}"
+            fix = f"Restore it, or start a new search with another saver.save_dir than {search.run}."
+            raise UserError(what, key="search.storage", fix=fix)
 
 
 def changes(before: Json, now: Json, state: State) -> str:
@@ -168,6 +184,7 @@ def work_along(search: Search, worker: Worker, tell: Callable[[str], object]) ->
     Raises ``UserError`` if no search has been started in the run folder, or if it failed where it is driven.
     """
     state = State(search.run)
+    expect_trials(search)
     idle = False
     while not worker.stopping:
         found = state.read()

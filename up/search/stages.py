@@ -81,6 +81,15 @@ def load_search(path: Path, overrides: tuple[str, ...] = ()) -> Search:
     return Search(path, tree, decoded, section, decoded.config.saver.folder(path), tables, overrides)
 
 
+def study_name(search: Search, stage: str) -> str:
+    """Name the study of a stage, the same at every start, and in a storage of several searches that of this one alone.
+
+    Searches that began before they had ids are known by the name of their run folder.
+    """
+    number = State(search.run).read().get(ID) if search.section.storage != "auto" else None
+    return f"{search.run.name}{'' if number is None else f'-{number}'}/{stage}"
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage of trials, ready to run."""
@@ -106,12 +115,8 @@ class Stage:
 
     @property
     def study_name(self) -> str:
-        """Name of the study in the storage, the same at every start, and in a storage of several searches that of this one alone.
-
-        Searches that began before they had ids are known by the name of their run folder.
-        """
-        number = State(self.search.run).read().get(ID) if self.search.section.storage != "auto" else None
-        return f"{self.search.run.name}{'' if number is None else f'-{number}'}/{self.name}"
+        """Name of the study in the storage."""
+        return study_name(self.search, self.name)
 
     def trial_folder(self, trial: Trial) -> Path:
         """Folder of a trial, which is the run folder of its training."""

@@ -51,8 +51,8 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if storage == "auto" or storage.endswith(".journal"):
-        path = folder / JOURNAL if storage == "auto" else Path(storage)
+    path = _file_of(storage, folder)
+    if path is not None:
         make_folder(path.parent)
         expect_local_disk(path.parent)
         drop_torn_line(path)
@@ -71,6 +71,13 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
     except Exception as error:  # whatever a driver raises where there is no server
         fix = "Start the server, or correct the URL."
         raise UserError(f"cannot be opened ({_first_line(error)})", key="search.storage", fix=fix) from error
+
+
+def _file_of(storage: str, folder: Path) -> Path | None:
+    """Return the journal file that a storage is; None for a server."""
+    if storage == "auto":
+        return folder / JOURNAL
+    return Path(storage) if storage.endswith(".journal") else None
 
 
 def _proxy(storage: str) -> BaseStorage:
@@ -118,6 +125,21 @@ def drop_torn_line(path: Path) -> None:
         content = file.read()
         if content and not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
+
+
+def has_study(storage: str, folder: Path, name: str) -> bool:
+    """Check whether the storage of a stage whose folder is ``folder`` has a study, and create none.
+
+    Raises ``UserError`` where it cannot be used.
+    """
+    file = _file_of(storage, folder)
+    if file is not None and not file.exists():  # opening would create it
+        return False
+    try:
+        open_storage(storage, folder).get_study_id_from_name(name)
+    except KeyError:
+        return False
+    return True
 
 
 def study_id(storage: BaseStorage, name: str, directions: Sequence[str]) -> int:
