@@ -23,4 +23,8 @@ GRAD_CAM = "grad_cam"
 FRAGMENTS = "fragments"  # networks of a search for an architecture
 
 OF_A_RUN: tuple[str, ...] = tuple(value for name, value in [*globals().items()] if name.isupper())
-"""Patterns of all files and folders of a run. ``features`` and ``issues`` are not among them: later runs read their content."""
+"""Patterns of all files and folders of a run.
+
+Not among them are ``features``, ``issues`` and ``issues_*``, which later runs read, and packages and graphs, which others serve by
+their path: their manifest names the checkpoint that they are of.
+"""
