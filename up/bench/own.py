@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from up.bench.cells import OURS, BenchCell, Reading, Row, Settings
 from up.bench.step import InMemory
 from up.errors import UserError
+from up.schema.decode import load_config
 
 if TYPE_CHECKING:
     from up.tasks.experiment import Experiment
@@ -24,15 +25,15 @@ _LAYOUTS = {"channels last": "runtime.channels_last=true", "channels first": "ru
 
 
 def rows_for(kind: str, config: Path, overrides: Sequence[str], device: str) -> list[Row]:
-    """Return the rows that measure a recipe: its data (``loader``), its step (``step``), or both.
+    """Return the rows that measure a recipe: its data (``loader``), its step as written and with other settings (``step``), or all.
 
     Raises ``UserError`` for a kind that measures no recipe.
     """
-    named = {"config": str(config), "overrides": [*overrides, "trainer.is_eval=false", "trainer.out_of_memory=stop"]}
-    variants = {name: [key] for name, key in {**_AMP, **_LAYOUTS}.items() if device == "cuda" or name != "fp16"}
-    variants |= {"compiled": ["runtime.compile=true"]}
-    variants |= {GRAPHS: ["runtime.compile={mode: reduce-overhead}"]} if device == "cuda" else {}
-    variants |= {TWICE: []}
+    own = [*overrides, "trainer.is_eval=false", "trainer.out_of_memory=stop"]
+    named, written = {"config": str(config), "overrides": own}, load_config(config, own).config
+    variants = {**_AMP, **_LAYOUTS, "compiled": "runtime.compile=true", GRAPHS: "runtime.compile={mode: reduce-overhead}"}
+    on_device = {name: key for name, key in variants.items() if device == "cuda" or name not in ("fp16", GRAPHS)}
+    other = {name: [key] for name, key in on_device.items() if load_config(config, [*own, key]).config != written}
     rows = {
         "loader": [
             Row(RUN, f"{config.name}: training with its loader", "images/s", [BenchCell(OURS, f"{__name__}:whole", named)]),
@@ -47,7 +48,7 @@ def rows_for(kind: str, config: Path, overrides: Sequence[str], device: str) -> 
                     BenchCell(OURS, f"{__name__}:in_memory", {**named, "changes": []}),
                     *(
                         BenchCell(name, f"{__name__}:in_memory", {**named, "changes": changes, "twice": name == TWICE})
-                        for name, changes in variants.items()
+                        for name, changes in {**other, TWICE: []}.items()
                     ),
                 ],
             )

@@ -54,8 +54,24 @@ def test_settings(rates: dict[str, float], expected: list[str]) -> None:
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
 
 
+RECIPE = Path(__file__).parents[3] / "configs" / "cls" / "res50_strikes.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left_out"),
+    [
+        (["runtime.amp=null", "runtime.channels_last=true"], {"fp32", "channels last"}),
+        (["runtime.amp=bf16", "runtime.channels_last=false", "runtime.compile=true"], {"bf16", "channels first", "compiled"}),
+    ],
+)
+def test_settings_of_the_recipe_itself_are_measured_once(overrides: list[str], left_out: set[str]) -> None:
+    (row,) = rows_for("step", RECIPE, overrides, "cpu")
+    names = {"fp32", "bf16", "channels last", "channels first", "compiled", "twice the batch"}
+    assert {cell.name for cell in row.cells} == {OURS} | names - left_out
+
+
 def test_every_measured_setting_has_advice() -> None:
-    (row,) = rows_for("step", Path("photos.yaml"), [], "cuda")
+    (row,) = rows_for("step", RECIPE, [], "cuda")
     rates = {cell.name: 100.0 if cell.name == OURS else 200.0 for cell in row.cells}
     assert [line.split(" is ")[0] for line in on_settings(rates)] == [cell.name for cell in row.cells if cell.name != OURS]
 
