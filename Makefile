@@ -1,4 +1,4 @@
-# Two commands on a fresh machine with Python >= 3.10 and make:
+# Two commands on a fresh machine with Python >= 3.11 and make:
 #   make quickstart    real images, a trained and evaluated model, about two minutes on two cores
 #   make test          lint, types, every test
 #   make kd-quickstart a teacher, a small student, and the student with the teacher's help
@@ -22,7 +22,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -
 .DEFAULT_GOAL := quickstart
 
 $(PY):
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else f"Python 3.10 or newer is needed, {sys.version.split()[0]} was found; name another with: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, {sys.version.split()[0]} was found; name another with: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: setup.py constraints.txt $(SOURCES) | $(PY)

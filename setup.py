@@ -60,7 +60,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["up", "up.*"]),
     package_data={"up": ["py.typed", "bundle/*.json", "data/*.pyi", "optim/*.pyi", "*/*.html", "*/*.css", "*/*.js"]},
     ext_modules=[JPEG, PIXELS, RESIZE, LAMB],

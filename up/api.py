@@ -34,10 +34,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 from PIL import Image
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import TypedDict
 
 from up.command_line import CommandLine
 from up.errors import NothingToDo, StorageError, UserError

@@ -12,7 +12,7 @@ from up.text import Verbatim, shown
 from up.types import Kwargs
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack
 
 
 @dataclass(frozen=True)

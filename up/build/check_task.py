@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from numbers import Real
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
 
 from up.build.data import channels_of, input_spec_of
 from up.build.dry_run import dry_run, placing_modules, traceless

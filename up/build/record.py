@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 def record_run(experiment: Experiment, command: CommandLine, device: torch.device, *, resumed: bool) -> None:
     """Write ``run.json`` into the run folder; a resumed run adds its start to those before."""
-    started = {"command": str(command), "at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    started = {"command": str(command), "at": datetime.now(UTC).isoformat(timespec="seconds")}
     before = read_record(experiment.folder).get("starts", []) if resumed else []
     record = {
         "config": str(experiment.path.absolute()),

@@ -9,9 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
-
-from typing_extensions import Unpack
+from typing import NamedTuple, TypeAlias, Unpack
 
 from up.errors import ConfigError, Fields, Problem
 from up.text import did_you_mean, some_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from up.errors import Problem, UserError
@@ -44,8 +43,8 @@ class UnreadableImages(UserError):
 
 
 def name_image(error: Exception, where: str) -> None:
-    """Add the name of the image to an exception of the code that reads it, once, where Python has notes (3.11)."""
-    if sys.version_info >= (3, 11) and not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
+    """Add the name of the image to an exception of the code that reads it, once."""
+    if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
         error.add_note(f"{NOTE}{where}")
 
 

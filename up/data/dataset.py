@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cache, cached_property, partial
 from hashlib import sha256
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
-from typing_extensions import Self
 
 from up.config.argument import FromProgram, NotNegative, PartOf
 from up.config.checked import checked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -52,11 +52,11 @@ def archive_time() -> int:
 def created_at(checkpoint: Path) -> datetime:
     """Return SOURCE_DATE_EPOCH, else the time the checkpoint was saved: the time of the export would differ every time."""
     if os.environ.get(_EPOCH):
-        return datetime.fromtimestamp(archive_time(), timezone.utc)
+        return datetime.fromtimestamp(archive_time(), UTC)
     sidecar = read_sidecar(checkpoint)
     if sidecar is not None:
         return datetime.fromisoformat(sidecar.saved)
-    return datetime.fromtimestamp(int(checkpoint.stat().st_mtime), timezone.utc)
+    return datetime.fromtimestamp(int(checkpoint.stat().st_mtime), UTC)
 
 
 def commit_of(folder: Path) -> str | None:

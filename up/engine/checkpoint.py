@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 from zipfile import BadZipFile
@@ -176,7 +176,7 @@ class CheckpointFolder:
         ``is_stop``: the checkpoint is written only because a signal stops the run after this step.
         """
         path = self.folder / (f"ckpt_e{epoch}.pth" if whole_epoch else f"ckpt_s{step}.pth")
-        saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        saved = datetime.now(UTC).isoformat(timespec="seconds")
         with storing(self.folder):
             self._require_space(state)
             of_run = (dict(metric), self.config_sha256, torch.__version__, saved)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
-from typing_extensions import Unpack
 
 from up.data.packed import PackedLabels
 from up.data.records import SampleKey

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Unpack
 
 from torch import nn
-from typing_extensions import Unpack
 
 import up
 from up.config.contract import Contract, called

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -274,10 +273,9 @@ def test_an_exception_keeps_its_type_and_names_the_image(error: Exception) -> No
         with pytest.raises(type(error)) as raised:
             dataset[SampleKey(0, 1)]
         assert raised.value is error
-        if sys.version_info >= (3, 11):
-            (note,) = raised.value.__notes__
-            assert tells(note, dataset.where(1) if isinstance(dataset, Failing) else "1")
-            del raised.value.__notes__
+        (note,) = raised.value.__notes__
+        assert tells(note, dataset.where(1) if isinstance(dataset, Failing) else "1")
+        del raised.value.__notes__
 
 
 def test_an_error_of_a_disk_names_the_image() -> None:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from typing import Any
 
@@ -176,8 +175,7 @@ def test_a_note_about_an_image_tells_nothing_of_the_machine() -> None:
     with pytest.raises(KeyError) as raised:
         list(TrainLoader(Noise(23, error=cause), batches, end_step=6, workers=Workers(1)))
     assert as_loader_died(raised.value) is None
-    if sys.version_info >= (3, 11):
-        assert "Too many open files.png" in str(raised.value)
+    assert "Too many open files.png" in str(raised.value)
 
 
 def test_a_worker_without_shared_memory_is_told_the_remedy() -> None:

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from PIL.Image import Resampling
 from timm.data import auto_augment as policies
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
-from typing_extensions import Unpack
 
 from up.data.records import Image
 from up.data.transforms.image import MEAN_COLOUR, MEAN_GREY, tensor_of, with_pillow

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
-
-from typing_extensions import Unpack
+from typing import NamedTuple, Unpack
 
 from up.config.tree import MappingNode, Mark, Node, ScalarNode, SequenceNode, is_null
 from up.errors import Fields, Problem

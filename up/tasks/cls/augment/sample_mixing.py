@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Annotated, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
-from typing_extensions import Self
 
 from up.config.argument import Derived
 from up.config.checked import checked

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from copy import copy
 from hashlib import sha256
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, with_config
-from typing_extensions import Self, TypedDict
+from typing_extensions import TypedDict
 
 from up.config.argument import FixedOnResume, FreeOnResume, NoEffect, PathTo
 from up.config.checked import checked
