@@ -199,15 +199,15 @@ def test_a_storage_without_the_trials_is_an_error(images: Path, tmp_path: Path, 
     """Its trials began anew, beside those of the first storage; a copy at another place has them."""
     run, first, second = tmp_path / "run", tmp_path / "first.journal", tmp_path / "second.journal"
 
-    def search(storage: str, trials: int = 2) -> int:
+    def search(storage: str) -> int:
         before = len(instant.started)
-        searched(search_config(images, run, hpo(trials=trials), storage=storage), tmp_path / "s.yaml")
+        searched(search_config(images, run, hpo(trials=2), storage=storage), tmp_path / "s.yaml")
         return len(instant.started) - before
 
     assert search(str(first)) == 2
     for other in ("auto", str(second)):
         with pytest.raises(UserError) as raised:
-            search(other, 3)
+            search(other)
         assert raised.value.problems[0].key == "search.storage"
         assert tells(str(raised.value), "hpo", "Restore")
     assert not [*tmp_path.glob("second*"), *(run / "hpo").glob("study.journal")]
