@@ -364,6 +364,16 @@ def test_controls_that_cannot_be_trained_do_not_end_a_search_that_was(
         assert tells(report, "beats its controls", "no trial of random was completed")
 
 
+@pytest.mark.parametrize("top", [1, 2])
+def test_only_the_winner_among_several_candidates_was_chosen_on_the_test_split(
+    top: int, images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    stages = hpo(), {"full_train": {"candidates": "hpo.pareto", "top": top}}
+    searched(search_config(images, tmp_path / "run", *stages), tmp_path / "s.yaml")
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert tells(report, "chosen on dataset.test") == (top > 1)
+
+
 def test_control_rows_are_trained_and_a_search_that_loses_says_so(
     images: Path, tmp_path: Path, instant: type[InstantChild]
 ) -> None:
@@ -402,6 +412,27 @@ def test_a_network_found_in_a_supernet_is_compared_with_random_ones_by_its_own_t
     genotypes = [each["net"][0]["kwargs"]["genotype"] for each in instant.started[2:4]]
     assert genotypes[0] != genotypes[1]
     assert {each["trainer"]["max_epoch"] for each in instant.started[:5]} == {1}
+
+
+def test_the_accuracy_of_a_supernet_stands_beside_no_network_that_was_trained_by_itself(
+    images: Path, tmp_path: Path, instant: type[InstantChild]
+) -> None:
+    """The network found fails when it is trained by itself."""
+
+    def by_network(config: Config, epoch: int) -> float:
+        backbone = config["net"][0]
+        if backbone["kwargs"].get("width") == 8 and backbone["kwargs"] != own:
+            raise ArithmeticError("the loss is not finite")
+        return 99.0 if backbone["type"] == "cell_supernet" else 60.0
+
+    stage = {"algorithm": "darts", "control": 1, "supernet": {"layers": 3}, "max_epoch": 1}
+    config = search_config(images, tmp_path / "run", {"nas": stage})
+    own = config["net"][0]["kwargs"]
+    instant.objective = staticmethod(by_network)
+    searched(config, tmp_path / "s.yaml")
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| **darts** | 1 | none |\n| control: own values | 1 | 60 |" in report
+    assert "beat" not in report
 
 
 def test_augmentation_is_compared_with_trivial_augment(images: Path, tmp_path: Path, instant: type[InstantChild]) -> None:

@@ -44,7 +44,7 @@ def content_of(search: Search, reports: Sequence[StageReport], rows: Sequence[Ma
     final = search.section.stages[-1].full_train
     return {
         "title": f"Search of {search.path.name}",
-        "honesty": honesty(search, bool(rows)),
+        "honesty": honesty(search, rows),
         "stages": [_stage_content(report) for report in reports],
         "final": [{**row, "shown": with_half(row["mean"], row["half"])} for row in rows],
         "verdict": list(final_verdict(rows, final.select)) if final is not None else [],

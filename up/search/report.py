@@ -52,10 +52,15 @@ class StageReport:
 
     @property
     def result(self) -> float | None:
-        """The best value of the first objective; for a network that a supernet found, its value after training on its own."""
-        [(_, _, found)] = self._rows([FOUND])
+        """The best value of the first objective; for a network that a supernet found, its value after training on its own.
+
+        None where it is not known: an accuracy with shared weights compares with no other.
+        """
+        if any(each.note["control"] == FOUND for each in self.controls):
+            [(_, _, found)] = self._rows([FOUND])
+            return found
         best = self.history.best
-        return best.final[0] if found is None and best is not None and best.final else found
+        return best.final[0] if best is not None and best.final else None
 
     def control_rows(self) -> list[tuple[str, int, float | None]]:
         """Return each control: its name, its complete trials, and the best value of the first objective."""
@@ -73,6 +78,8 @@ class StageReport:
         """Say whether the search beats its controls."""
         if self.history.best is None:
             return "No trial was completed."
+        if self.result is None:
+            return "The training of the network found was not completed, so a gain cannot be shown."
         beaten = [name for name, _, value in self.control_rows() if value is not None and not self._beats(value)]
         if beaten:
             return f"The search does not beat its control: {', '.join(beaten)}."
@@ -135,7 +142,7 @@ def markdown(search: Search, reports: Sequence[StageReport], rows: Sequence[Mapp
     """Yield the lines of report.md."""
     yield f"# Search of {search.path.name}"
     total = sum(each.seconds for each in reports) + sum(row["seconds"] for row in rows)
-    yield f"\nTime of all trainings: {duration(total)}. {honesty(search, bool(rows))}"
+    yield f"\nTime of all trainings: {duration(total)}. {honesty(search, rows)}"
     for report in reports:
         yield from _stage_lines(report)
     if rows:
@@ -144,11 +151,12 @@ def markdown(search: Search, reports: Sequence[StageReport], rows: Sequence[Mapp
     yield from (f"    {command}" for command in commands(search, rows))
 
 
-def honesty(search: Search, has_final: bool) -> str:
-    """Say on which data the trials and the winner were chosen."""
+def honesty(search: Search, rows: Sequence[Mapping[str, Json]]) -> str:
+    """Say on which data the trials and the winner were chosen; ``rows`` are those of ``full_train``, if there is one."""
     if not search.section.holdout:
         return _NO_TEST
-    chosen = " The winner among the candidates was chosen on dataset.test, the data that it is reported on." if has_final else ""
+    several = sum(row["candidate"] != CONTROL for row in rows) > 1
+    chosen = " The winner among the candidates was chosen on dataset.test, the data that it is reported on." if several else ""
     return f"Trials were evaluated on {search.section.holdout:.0%} of dataset.train, which they did not train on.{chosen}"
 
 
