@@ -102,16 +102,19 @@ def members(group: Groups) -> list[list[int]]:
 
 def joined(group: Groups, texts: Sequence[str]) -> Groups:
     """Join the groups of images with the same text (N,); an empty text joins nothing."""
-    found = group.copy()
-    of_text: dict[str, list[int]] = defaultdict(list)
-    for index, text in enumerate(texts):
+    numbers, joined_to = group.tolist(), list(range(len(group)))  # each group to one with a lower number
+
+    def lowest(number: int) -> int:
+        while joined_to[number] != number:
+            joined_to[number] = number = joined_to[joined_to[number]]
+        return number
+
+    first: dict[str, int] = {}
+    for number, text in zip(numbers, texts, strict=True):
         if text:
-            of_text[text].append(index)
-    for indices in of_text.values():
-        numbers = np.unique(found[indices])
-        if len(numbers) > 1:
-            found[np.isin(found, numbers)] = numbers[0]
-    return found
+            low, high = sorted((lowest(number), lowest(first.setdefault(text, number))))
+            joined_to[high] = low
+    return np.array([lowest(number) for number in numbers], np.int64)
 
 
 def kept_apart(near: Groups, exact: Groups, sets: Sequence[tuple[int, ...]]) -> tuple[Groups, list[int]]:
