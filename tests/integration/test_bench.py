@@ -117,6 +117,7 @@ def test_a_busy_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
         (["loader", "--against", "tim"], ["--against", "'tim'", "timm"]),
         (["loader", "--only", "nothing"], ["--only", "nothing"]),
         (["loader", "--json", "/proc/x/y.json"], ["--json", "/proc"]),
+        (["loader", "--json", "/proc"], ["--json", "/proc", "is a folder"]),
         (["all", "--config", "none.yaml"], ["none.yaml"]),
     ],
 )

@@ -39,8 +39,10 @@ def main(words: list[str]) -> int:
     if arguments.config is not None:
         expect_config(arguments.config, arguments.opts)
         expect_training_files(arguments.config, arguments.opts)
-    if arguments.json is not None and (reason := unwritable(arguments.json.parent)) is not None:
-        raise UserError(f"--json {arguments.json}: cannot write there: {reason}", fix="Name another file.")
+    if arguments.json is not None:
+        reason = "is a folder" if arguments.json.is_dir() else unwritable(arguments.json.parent)
+        if reason is not None:
+            raise UserError(f"--json {arguments.json}: cannot write there: {reason}", fix="Name another file.")
     watch = Watch()
     time.sleep(0.0 if arguments.quick else _LOOK_S)
     others = watch.others()
