@@ -151,4 +151,5 @@ def _coordinates(axes: Axes, report: StageReport) -> None:
 def _importance(axes: Axes, report: StageReport) -> None:
     axes.set_title("importance (PED-ANOVA)")
     names = list(report.importance)[::-1]
-    axes.barh([name.rpartition(".")[2] for name in names], [report.importance[name] for name in names], color=RIGHT)
+    axes.barh(range(len(names)), [report.importance[name] for name in names], color=RIGHT)
+    axes.set_yticks(range(len(names)), [name.rpartition(".")[2] for name in names])  # two keys may end alike
