@@ -18,7 +18,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 JOBS ?= 3
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart kd-quickstart finetune-quickstart search-quickstart search-smoke test lint unit integration ranks soak docs clean
+.PHONY: quickstart kd-quickstart finetune-quickstart search-quickstart search-smoke test lint unit integration ranks soak lowest lowest-tests docs clean
 .DEFAULT_GOAL := quickstart
 
 $(PY):
@@ -76,8 +76,18 @@ ranks: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(PY) -m pytest -m slow
 
+# The lowest versions that setup.py allows, in an environment of their own.
+lowest: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(PY) tools/lowest_versions.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet -c $(VENV)-lowest/constraints.txt -e '.[dev]'
+	$(MAKE) VENV=$(VENV)-lowest lowest-tests
+
+lowest-tests:
+	$(PYTEST) -m "not slow"
+
 docs: $(VENV)/.dev
 	$(PY) tools/write_docs.py
 
 clean:
-	rm -rf $(VENV) data/digits runs
+	rm -rf $(VENV) $(VENV)-lowest data/digits runs

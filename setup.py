@@ -1,4 +1,4 @@
-"""Package metadata; exact versions for a reproducible set-up stand in constraints.txt."""
+"""Package metadata: the lowest versions, with which `make lowest` runs the tests; constraints.txt has those of `make test`."""
 
 import re
 import subprocess
@@ -12,11 +12,11 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
-DEPLOY = ["onnx>=1.19", "onnxscript>=0.5", "onnxruntime>=1.22"]
-VIZ = ["matplotlib>=3.8", "jinja2>=3.1", "scipy>=1.11"]  # scipy: Student's t of up compare --seeds
-SEARCH = ["optuna>=5.0", "cmaes>=0.12", "scipy>=1.11"]  # scipy: of Optuna's gp and of cmaes, which do not name it
+DEPLOY = ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.22"]
+VIZ = ["matplotlib>=3.9", "jinja2>=3.1", "scipy>=1.13"]  # scipy: Student's t of up compare --seeds
+SEARCH = ["optuna>=5.0", "cmaes>=0.12", "scipy>=1.13"]  # scipy: of Optuna's gp and of cmaes, which do not name it
 SERVE = ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart>=0.0.20", "prometheus_client>=0.21"]
-DEMO = ["scikit-learn>=1.4", *VIZ]
+DEMO = ["scikit-learn>=1.5", *VIZ]
 # sqlalchemy and alembic: of the databases of MLflow, which its small package does not name
 TRACKERS = ["wandb>=0.19", "mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.10", "clearml>=2.0"]
 FAST = ["torchcodec>=0.16", "simplejpeg>=1.9"]  # decoders of JPEG where the extensions below are not built
@@ -68,14 +68,14 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
-        "timm>=1.0.20",
-        "pyyaml>=6.0",
-        "pydantic>=2.10",
-        "pillow>=10.3",
-        "numpy>=1.26",
+        "timm>=1.0.31",
+        "pyyaml>=6.0.1",
+        "pydantic>=2.11",
+        "pillow>=12.1",
+        "numpy>=2.0",
         "safetensors>=0.4",
-        "tensorboardX>=2.6.2",
-        "rich>=13.7",
+        "tensorboardX>=2.6.2.2",
+        "rich>=14.3",
     ],
     extras_require={
         "deploy": DEPLOY,

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -350,7 +351,9 @@ class Forked:
         self.returncode: int | None = None
         is_fresh, fresh = os.pipe()
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")  # from Python 3.12 on
+            self.pid = os.fork()
         if self.pid == 0:
             os.close(is_fresh)
             os.setsid()

@@ -84,7 +84,7 @@ def _labels_before(
             break
         digits += going
         digit *= going
-        values += digit * np.int64(10**power)
+        values += np.multiply(digit, 10**power, dtype=np.int64)
         np.copyto(top, digit, where=going)
     if not leading_zeros:
         digits[(top == 0) & (digits > 1)] = 0
