@@ -12,10 +12,10 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
-DEPLOY = ["onnx>=1.19", "onnxscript>=0.6", "onnxruntime>=1.22"]
+DEPLOY = ["onnx>=1.19", "onnxscript>=0.7.2", "onnxruntime>=1.22"]
 VIZ = ["matplotlib>=3.9", "jinja2>=3.1", "scipy>=1.13"]  # scipy: Student's t of up compare --seeds
 SEARCH = ["optuna>=5.0", "cmaes>=0.12", "scipy>=1.13"]  # scipy: of Optuna's gp and of cmaes, which do not name it
-SERVE = ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart>=0.0.20", "prometheus_client>=0.21"]
+SERVE = ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart>=0.0.34", "prometheus_client>=0.21"]
 DEMO = ["scikit-learn>=1.5", *VIZ]
 # sqlalchemy and alembic: of the databases of MLflow, which its small package does not name
 TRACKERS = ["wandb>=0.19", "mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.10", "clearml>=2.0"]
@@ -66,8 +66,8 @@ setup(
     ext_modules=[JPEG, PIXELS, RESIZE, LAMB],
     cmdclass={"build_ext": OptionalExtensions},
     install_requires=[
-        "torch>=2.11",
-        "torchvision>=0.26",
+        "torch>=2.14.1",
+        "torchvision>=0.29.1",
         "timm>=1.0.31",
         "pyyaml>=6.0.1",
         "pydantic>=2.11",

@@ -53,7 +53,7 @@ def unfrozen(config: Config) -> None:
 CASES: dict[str, tuple[Callable[[Config], None], dict[str, int]]] = {
     "with an average": (plain, {"backbone": 3, "head": 3}),
     "everything": (mixed, {"backbone": 3, "head": 3}),
-    "unfreezing": (unfrozen, {"backbone": 7, "head": 3}),  # of each of the two later epochs two more; torch 2.11 needs one
+    "unfreezing": (unfrozen, {"backbone": 7, "head": 3}),  # of each of the two later epochs two more
 }
 
 

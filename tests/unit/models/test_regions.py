@@ -14,9 +14,6 @@ from up.models.regions import compile_regions
 from up.schema.sections import REPLAYING
 from up.types import Record
 
-# of torch 2.11, while it imports its compiler
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
-
 
 class Trunk(nn.Module):
     reads = ("image",)

@@ -212,7 +212,7 @@ def test_a_training_state_with_objects_of_up_is_refused_with_the_way_to_convert(
 
 
 def test_torchscript_is_refused(tmp_path):
-    with pytest.warns((FutureWarning, DeprecationWarning)):  # by the version of torch
+    with pytest.warns(FutureWarning):
         torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "x.pt")
     with pytest.raises(WeightsError, match=facts("contains", "refused", "TorchScript")):
         read_state(tmp_path / "x.pt")
