@@ -72,7 +72,7 @@ setup(
         "pyyaml>=6.0.1",
         "pydantic>=2.11",
         "pillow>=12.1",
-        "numpy>=2.0",
+        "numpy>=2.2",
         "safetensors>=0.4",
         "tensorboardX>=2.6.2.2",
         "rich>=14.3",

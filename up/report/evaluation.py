@@ -110,7 +110,7 @@ def save_state(path: Path, key: Mapping[str, str], state: object) -> None:
     if any(array.dtype == object for array in arrays.values()):
         return
     arrays[_KEY] = np.asarray(json.dumps(key))
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def restored(evaluator: Evaluator, path: Path, key: Mapping[str, str]) -> Evaluator | None:
