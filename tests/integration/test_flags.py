@@ -167,6 +167,11 @@ def test_flags_of_finetune_are_named_as_such(flag: str, capsys: pytest.CaptureFi
     assert f"{flag} " in capsys.readouterr().out
 
 
+def test_a_mistyped_flag_of_finetune(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(["train", "photos/", "--modle", "x"], capsys)
+    assert "'--model'" in line
+
+
 def test_an_unknown_flag_leads_to_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(["train", "x.yaml", "--weight-decay", "0.1"], capsys)
     assert "'--weight-decay'" in line

@@ -123,7 +123,8 @@ class CommandParser(argparse.ArgumentParser):
         if flag in self.elsewhere:
             return f"unknown argument {word!r}. Use it with {self.elsewhere[flag]}"
         of_file = " Set values of the YAML file by -o KEY=VALUE." if OVERRIDES[0] in self._option_string_actions else ""
-        return f"unknown argument {word!r}.{did_you_mean(flag, self._option_string_actions) or of_file}"
+        near = did_you_mean(flag, self._option_string_actions) or did_you_mean(flag, self.elsewhere) + of_file
+        return f"unknown argument {word!r}.{near}"
 
     def _separated(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
         """Split off the words after ``-o`` and ``--opts``; flags that the command ignores are dropped with a line.
