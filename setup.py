@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "up" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 DEPLOY = ["onnx>=1.19", "onnxscript>=0.7.2", "onnxruntime>=1.22"]
-VIZ = ["matplotlib>=3.9", "jinja2>=3.1", "scipy>=1.13"]  # scipy: Student's t of up compare --seeds
+VIZ = ["matplotlib>=3.11", "jinja2>=3.1", "scipy>=1.13"]  # scipy: Student's t of up compare --seeds
 SEARCH = ["optuna>=5.0", "cmaes>=0.12", "scipy>=1.13"]  # scipy: of Optuna's gp and of cmaes, which do not name it
 SERVE = ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart>=0.0.34", "prometheus_client>=0.21"]
 DEMO = ["scikit-learn>=1.5", *VIZ]
